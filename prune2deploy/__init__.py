@@ -1,0 +1,35 @@
+"""From a trained PyTorch vision model to a smaller, measured ONNX model.
+
+The names below are loaded when first used, so that importing the package (and
+`prune2deploy --help`) costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prune2deploy.channels import Graph, Plan, cut, mask, trace
+    from prune2deploy.export import fold_batchnorm
+    from prune2deploy.pipeline.planning import plan
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Graph": "prune2deploy.channels",
+    "Plan": "prune2deploy.channels",
+    "cut": "prune2deploy.channels",
+    "fold_batchnorm": "prune2deploy.export",
+    "mask": "prune2deploy.channels",
+    "plan": "prune2deploy.pipeline.planning",
+    "trace": "prune2deploy.channels",
+}
+
+__all__ = ["Graph", "Plan", "__version__", "cut", "fold_batchnorm", "mask", "plan", "trace"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'prune2deploy' has no attribute '{name}'")

@@ -1,0 +1,130 @@
+"""Carry a plan out: `cut` makes the narrower model, `mask` the zeroed one it must equal."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prune2deploy.channels.groups import IndexTable
+from prune2deploy.channels.labels import tensors_of
+from prune2deploy.channels.plan import Plan
+from prune2deploy.errors import ModelError
+
+
+def cut(model: nn.Module, plan: Plan) -> nn.Module:
+    """Return a narrower copy without the channels that the plan removes.
+
+    Parameters keep their names, dtypes, devices and requires_grad; modules keep
+    their class, hooks and mode. The model itself is left alone.
+
+    Raises:
+        ModelError: the plan was made for a model of other shapes.
+    """
+
+    def narrow(tensor: Tensor, dims: dict[int, IndexTable]) -> Tensor:
+        for dim, ids in dims.items():
+            tensor = tensor.index_select(dim, torch.from_numpy(ids).to(tensor.device))
+        return tensor.contiguous()
+
+    small = _rebuilt(model, plan, narrow)
+    for prefix, module in small.named_modules():
+        _follow_attributes(module, prefix, plan)
+    return small
+
+
+def mask(model: nn.Module, plan: Plan) -> nn.Module:
+    """Return a copy of the same shapes with every entry that the plan removes set to zero.
+
+    In eval mode its output equals the cut model's, which is how cuts are tested.
+
+    Raises:
+        ModelError: the plan was made for a model of other shapes.
+    """
+
+    def zero(tensor: Tensor, dims: dict[int, IndexTable]) -> Tensor:
+        result = tensor.clone()
+        for dim, ids in dims.items():
+            gone = np.setdiff1d(np.arange(tensor.shape[dim]), ids)
+            result.index_fill_(dim, torch.from_numpy(gone).to(tensor.device), 0)
+        return result
+
+    return _rebuilt(model, plan, zero)
+
+
+def _rebuilt(
+    model: nn.Module, plan: Plan, change: Callable[[Tensor, dict[int, IndexTable]], Tensor]
+) -> nn.Module:
+    """Copy the model with each planned tensor replaced by its changed form.
+
+    The new tensors are planted in deepcopy's memo, so that every place that holds
+    one of them (a second name, a plain attribute) gets the same new tensor, and
+    the old ones are never copied.
+    """
+    tensors = tensors_of(model)
+    memo: dict[int, object] = {}
+    for name, dims in plan.keep.items():
+        if name not in tensors or tuple(tensors[name].shape) != plan.shapes[name]:
+            found = tuple(tensors[name].shape) if name in tensors else "no such tensor"
+            raise ModelError(
+                f"The plan was made for another model: '{name}' has shape {found}, "
+                f"the plan expects {plan.shapes[name]}. Trace and plan this model again."
+            )
+        old = tensors[name]
+        with torch.no_grad():
+            new = change(old.detach(), dict(dims))
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+        memo[id(old)] = new
+    result = copy.deepcopy(model, memo)
+    # deepcopy keeps gradients beside the parameters they belong to; theirs have the old shapes.
+    for parameter in result.parameters():
+        parameter.grad = None
+    return result
+
+
+_LENGTHS: dict[str, tuple[tuple[str, int], ...]] = {
+    # attribute: the tensors and dimensions whose length it states
+    "out_features": (("weight", 0), ("bias", 0)),
+    "in_features": (("weight", 1),),
+    "num_features": (("weight", 0), ("running_mean", 0)),
+    "num_parameters": (("weight", 0),),
+    "num_channels": (("weight", 0),),
+    "num_embeddings": (("weight", 0),),
+    "embedding_dim": (("weight", 1),),
+}
+
+
+def _follow_attributes(module: nn.Module, prefix: str, plan: Plan) -> None:
+    """Set the widths that a module states about itself to those of its tensors."""
+
+    def kept(tensor: str) -> dict[int, IndexTable]:
+        return dict(plan.keep.get(f"{prefix}.{tensor}" if prefix else tensor, {}))
+
+    if isinstance(module, nn.modules.conv._ConvNd):
+        if kept("weight"):
+            _follow_convolution(module, kept("weight"), plan.shapes[f"{prefix}.weight".strip(".")])
+        return
+    for attribute, places in _LENGTHS.items():
+        if not isinstance(getattr(module, attribute, None), int):
+            continue
+        for tensor, dim in places:
+            if dim in kept(tensor):
+                setattr(module, attribute, len(kept(tensor)[dim]))
+                break
+
+
+def _follow_convolution(
+    conv: nn.modules.conv._ConvNd, kept: dict[int, IndexTable], old: tuple[int, ...]
+) -> None:
+    if conv.groups > 1 and 0 in kept:
+        # Whole groups went if some group kept nothing; else one position went in all of them.
+        conv.groups = len(np.unique(kept[0] // (old[0] // conv.groups)))
+    wide, narrow = conv.weight.shape[0], conv.weight.shape[1] * conv.groups
+    if conv.transposed:
+        conv.in_channels, conv.out_channels = wide, narrow
+    else:
+        conv.in_channels, conv.out_channels = narrow, wide

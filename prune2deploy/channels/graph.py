@@ -1,0 +1,133 @@
+"""`trace`: from a model and an example input to the groups of channels that can go."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from torch import nn
+
+from prune2deploy.channels.cost import CostModel, Counts
+from prune2deploy.channels.groups import Frozen, Group, IndexTable, build_groups
+from prune2deploy.channels.labels import NodeIds, Role, tensors_of
+from prune2deploy.channels.plan import Plan, plan_from_kept
+from prune2deploy.channels.trace import Inputs, Site, batch_size, run_tracer
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What can be cut in a model.
+
+    groups: coupled channels, in the order of the model.
+    frozen: channels that stay, with the reason.
+    unknown_ops: operators without a rule and how often they were met; what went
+        into them is frozen.
+    model, inputs: what was traced; the model is not modified.
+    """
+
+    model: nn.Module
+    inputs: Inputs
+    groups: tuple[Group, ...]
+    frozen: tuple[Frozen, ...]
+    unknown_ops: Mapping[str, int]
+    sites: tuple[Site, ...]
+    channel_of_node: NodeIds
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every parameter and buffer."""
+        return {name: tuple(t.shape) for name, t in tensors_of(self.model).items()}
+
+    @cached_property
+    def cost(self) -> CostModel:
+        """MACs and parameters as functions of kept channels per group."""
+        parameters = {n: tuple(p.shape) for n, p in self.model.named_parameters()}
+        batch = batch_size(self.inputs)
+        return CostModel(self.groups, self.sites, self.channel_of_node, parameters, batch)
+
+    @property
+    def full(self) -> Counts:
+        """All channels of every group."""
+        return self.cost.full
+
+    def width_steps(self, number: int, round_to: int) -> list[int]:
+        """Channel counts that group `number` may keep so that widths are multiples.
+
+        Descending; the full count always comes first. What is rounded is the width of
+        the layers that produce the group: fixed channels beside it count as well.
+        """
+        group = self.groups[number]
+        slot = next((s for s in group.slots if s.role == Role.PRODUCER), group.slots[0])
+        beside = self.shapes[slot.tensor][slot.dim] - slot.index.size
+        if any(
+            (s.tensor, s.dim) == (slot.tensor, slot.dim)
+            for n, other in enumerate(self.groups)
+            if n != number
+            for s in other.slots
+        ):
+            beside = 0  # the others there are rounded too, each for itself
+        copies = slot.index.shape[1]
+        below = [k for k in range(group.size - 1, 0, -1) if (beside + k * copies) % round_to == 0]
+        return [group.size, *below]
+
+    def plan(self, kept: Sequence[IndexTable], notes: Sequence[str] = ()) -> Plan:
+        """The plan that keeps these channels (indices into each group)."""
+        return plan_from_kept(self.groups, kept, self.shapes, notes)
+
+    def without(self, stuck: Mapping[int, str]) -> Graph:
+        """The same graph with some groups (by number) frozen, each for a reason."""
+        if not stuck:
+            return self
+        starts = np.cumsum([0] + [g.size for g in self.groups])
+        channel = self.channel_of_node.copy()
+        shift = np.zeros(int(starts[-1]), dtype=np.int64)
+        for number in stuck:
+            channel[(channel >= starts[number]) & (channel < starts[number + 1])] = -1
+            shift[starts[number + 1] :] += self.groups[number].size
+        live = channel >= 0
+        channel[live] -= shift[channel[live]]
+        frozen = [Frozen(self.groups[n].name, self.groups[n].size, why) for n, why in stuck.items()]
+        groups = tuple(g for n, g in enumerate(self.groups) if n not in stuck)
+        return Graph(
+            self.model,
+            self.inputs,
+            groups,
+            self.frozen + tuple(frozen),
+            self.unknown_ops,
+            self.sites,
+            channel,
+        )
+
+
+def trace(model: nn.Module, example_inputs: Inputs, exclude: Collection[str] = ()) -> Graph:
+    """Find the groups of coupled channels of a model, and try them out.
+
+    Args:
+        model: any nn.Module; run in eval mode (and in train mode where some
+            parameters are used only there), left as it was.
+        example_inputs: one tensor with a batch dimension, or the positional (list,
+            tuple) or keyword (dict) arguments of forward.
+        exclude: names or shell patterns of parameters or modules whose channels
+            stay: 'classifier', 'layer4.*'.
+
+    Raises:
+        ModelError: forward fails on the example inputs, or a pattern in `exclude`
+            matches nothing.
+    """
+    from prune2deploy.channels.verify import breaking_groups, check_exclude
+
+    check_exclude(model, exclude)
+    tracer, _ = run_tracer(model, example_inputs)
+    groups, frozen, channel = build_groups(tracer.nodes, tracer.sites, exclude)
+    graph = Graph(
+        model,
+        example_inputs,
+        tuple(groups),
+        tuple(frozen),
+        dict(tracer.unknown_ops),
+        tuple(tracer.sites),
+        channel,
+    )
+    return graph.without(breaking_groups(graph))

@@ -1,0 +1,150 @@
+"""What stays: kept indices per dimension of every parameter and buffer that is cut."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from prune2deploy.channels.groups import Group, IndexTable
+from prune2deploy.errors import ModelError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How many channels of one group stay."""
+
+    group: str
+    channels: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Kept indices, ascending, per tensor name and dimension; dimensions not named stay whole.
+
+    shapes: the shape of each named tensor before the cut, so that a plan is never
+        applied to another model.
+    choices: for people, per group how many channels stay.
+    """
+
+    keep: Mapping[str, Mapping[int, IndexTable]]
+    shapes: Mapping[str, tuple[int, ...]]
+    choices: tuple[Choice, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def removes_nothing(self) -> bool:
+        """Whether the cut model would be the model."""
+        return not self.keep
+
+    def new_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a named tensor after the cut."""
+        dims = self.keep[name]
+        return tuple(len(dims[d]) if d in dims else n for d, n in enumerate(self.shapes[name]))
+
+    def to_json(self) -> str:
+        """The plan as a JSON document; `from_json` reads it back."""
+        document = {
+            "format": FORMAT,
+            "shapes": {n: list(s) for n, s in self.shapes.items()},
+            "keep": {
+                n: {str(d): ids.tolist() for d, ids in dims.items()}
+                for n, dims in self.keep.items()
+            },
+            "choices": [[c.group, c.channels, c.kept] for c in self.choices],
+            "notes": list(self.notes),
+        }
+        return json.dumps(document)
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Read a plan.
+
+        Raises:
+            ModelError: the text is no plan, or its indices do not fit its shapes.
+        """
+        try:
+            document = json.loads(text)
+            if document["format"] != FORMAT:
+                raise ModelError(
+                    f"The plan has format {document['format']}, expected {FORMAT}. "
+                    "Use the version of prune2deploy that wrote it."
+                )
+            plan = _from_document(document)
+        except (KeyError, TypeError, ValueError, AttributeError) as err:
+            raise ModelError(
+                f"This is not a plan of prune2deploy ({type(err).__name__}: {err}). "
+                "Expected the plan.json that a run leaves beside its weights."
+            ) from err
+        for name, dims in plan.keep.items():
+            for dim, ids in dims.items():
+                length = plan.shapes[name][dim]
+                if not len(ids) or ids[0] < 0 or ids[-1] >= length or (np.diff(ids) <= 0).any():
+                    raise ModelError(
+                        f"The plan keeps impossible indices of dimension {dim} of '{name}' "
+                        f"(length {length}). The file is damaged; use an intact copy."
+                    )
+        return plan
+
+    def then(self, second: Plan) -> Plan:
+        """One plan for this cut followed by `second`, a plan for the model this one leaves."""
+        keep = {name: dict(dims) for name, dims in self.keep.items()}
+        shapes = dict(self.shapes)
+        for name, dims in second.keep.items():
+            if name not in shapes:
+                shapes[name] = second.shapes[name]
+            mine = keep.setdefault(name, {})
+            for dim, ids in dims.items():
+                mine[dim] = mine[dim][ids] if dim in mine else ids
+        first = {c.group: c.channels for c in self.choices}
+        later = {c.group: c for c in second.choices}
+        choices = [
+            Choice(c.group, c.channels, later[c.group].kept if c.group in later else c.kept)
+            for c in self.choices
+        ]
+        choices += [c for name, c in later.items() if name not in first]
+        return Plan(keep, shapes, tuple(choices), self.notes + second.notes)
+
+
+def _from_document(document: Any) -> Plan:
+    shapes = {str(n): tuple(int(x) for x in s) for n, s in document["shapes"].items()}
+    keep = {
+        str(n): {int(d): np.asarray(ids, dtype=np.int64) for d, ids in dims.items()}
+        for n, dims in document["keep"].items()
+    }
+    if not keep.keys() <= shapes.keys():
+        raise ValueError("a tensor has kept indices and no shape")
+    choices = tuple(Choice(str(g), int(c), int(k)) for g, c, k in document["choices"])
+    return Plan(keep, shapes, choices, tuple(str(n) for n in document["notes"]))
+
+
+def plan_from_kept(
+    groups: Sequence[Group],
+    kept: Sequence[IndexTable],
+    shapes: Mapping[str, tuple[int, ...]],
+    notes: Sequence[str] = (),
+) -> Plan:
+    """Turn kept channels per group (indices into the group) into a plan.
+
+    shapes: of all parameters and buffers of the model.
+    """
+    removed: dict[tuple[str, int], list[IndexTable]] = {}
+    for group, stay in zip(groups, kept, strict=True):
+        gone = np.setdiff1d(np.arange(group.size), stay)
+        if not len(gone):
+            continue
+        for slot in group.slots:
+            removed.setdefault((slot.tensor, slot.dim), []).append(slot.index[gone].reshape(-1))
+    keep: dict[str, dict[int, IndexTable]] = {}
+    for (name, dim), pieces in removed.items():
+        stays = np.ones(shapes[name][dim], dtype=np.bool_)
+        stays[np.concatenate(pieces)] = False
+        keep.setdefault(name, {})[dim] = np.flatnonzero(stays)
+    choices = tuple(Choice(g.name, g.size, len(s)) for g, s in zip(groups, kept, strict=True))
+    return Plan(keep, {n: shapes[n] for n in keep}, choices, tuple(notes))

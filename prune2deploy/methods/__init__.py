@@ -1,0 +1,13 @@
+"""Published pruning methods: one per file, and this table of them."""
+
+from typing import Any
+
+from prune2deploy.methods import ccprune, chip, l1, network_slimming
+from prune2deploy.methods.base import Context, Method, MethodOptions, Normalisation
+
+METHODS: dict[str, type[Method[Any]]] = {
+    module.METHOD.name: module.METHOD
+    for module in (ccprune, chip, l1, network_slimming)  # A to Z
+}
+
+__all__ = ["METHODS", "Context", "Method", "MethodOptions", "Normalisation"]

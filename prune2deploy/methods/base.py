@@ -1,0 +1,156 @@
+"""The interface of a pruning method: a score, and hooks for what must be learned first.
+
+A method lives in one file: its options, pure functions that follow the paper, and
+one subclass of Method that connects them to groups. Hooks do nothing unless a
+method overrides them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Generic, Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from prune2deploy.channels import Graph, Group, Role, Slot
+from prune2deploy.errors import MethodError
+
+Normalisation = Literal["none", "mean", "max", "l2", "rank"]
+"""How a group's scores are made comparable with those of other groups."""
+
+Cost = Literal["seconds", "minutes", "one training run", "several training runs"]
+
+
+class MethodOptions(BaseModel):
+    """Base of a method's options; as it stands, for a method that has none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Options = TypeVar("Options", bound=MethodOptions)
+Images = Callable[[int, int], Iterable[Tensor]]
+"""images(count, batch_size): batches of normalised training images, NCHW float32."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a score may look at.
+
+    graph: the groups, and the model as it is now.
+    images: training images for scores that need data, or None.
+    """
+
+    graph: Graph
+    images: Images | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The model to score; not to be modified."""
+        return self.graph.model
+
+    def tensor(self, name: str) -> Tensor:
+        """A parameter or buffer by name, detached, float32 unless it is float64."""
+        found = self.model.get_parameter(name) if _is_parameter(self.model, name) else None
+        value = (found if found is not None else self.model.get_buffer(name)).detach()
+        return value if value.dtype == torch.float64 else value.float()
+
+
+def _is_parameter(model: nn.Module, name: str) -> bool:
+    owner, _, leaf = name.rpartition(".")
+    return leaf in model.get_submodule(owner)._parameters
+
+
+class Method(ABC, Generic[Options]):
+    """One published method.
+
+    name, summary, source: for people. cost: how long it takes, in kind.
+    options: the schema of what the recipe may set.
+    needs_training: scores mean something only after training with the hooks.
+    needs_data: the score looks at training images.
+    normalisation: default for comparing groups with one another.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    cost: ClassVar[Cost] = "seconds"
+    options: ClassVar[type[MethodOptions]] = MethodOptions
+    needs_training: ClassVar[bool] = False
+    needs_data: ClassVar[bool] = False
+    normalisation: ClassVar[Normalisation] = "mean"
+
+    def __init__(self, settings: Options) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def score(self, context: Context) -> list[Tensor | None]:
+        """Score every group of context.graph, in order.
+
+        Returns:
+            Per group shape (size,), float, on any device; higher means keep. None for
+            a group the method cannot judge, which then stays whole.
+
+        Raises:
+            MethodError: no group can be judged, or what is needed is missing.
+        """
+
+    def attach(self, graph: Graph) -> None:
+        """Training with the hooks is about to begin on graph.model."""
+
+    def extra_loss(self) -> Tensor | None:
+        """A penalty to add to the loss of every step."""
+        return None
+
+    def after_backward(self) -> None:
+        """Edit gradients, before clipping and the optimizer's step."""
+
+    def after_step(self) -> None:
+        """Edit weights after the optimizer's step."""
+
+
+def rows(tensor: Tensor, slot: Slot) -> Tensor:
+    """Each channel's entries of one parameter, flattened: shape (channels, entries)."""
+    index = torch.from_numpy(slot.index.reshape(-1)).to(tensor.device)
+    picked = tensor.movedim(slot.dim, 0).index_select(0, index)
+    return picked.reshape(slot.index.shape[0], -1)
+
+
+def filters(context: Context, group: Group) -> list[Tensor]:
+    """Weights that produce the group's channels, per layer shape (channels, entries).
+
+    Biases are no filters and are left out.
+    """
+    found = []
+    for slot in group.of_role(Role.PRODUCER):
+        tensor = context.tensor(slot.tensor)
+        if tensor.dim() > 1:
+            found.append(rows(tensor, slot))
+    for tensor in found:
+        if not torch.isfinite(tensor).all():
+            raise MethodError(
+                f"The weights that produce '{group.name}' hold NaN or inf. Check the checkpoint."
+            )
+    return found
+
+
+def scales(context: Context, group: Group) -> list[Tensor]:
+    """Batch-norm scales (gamma) of the group, per layer shape (channels, copies)."""
+    return [rows(context.tensor(s.tensor), s) for s in group.of_role(Role.SCALE)]
+
+
+def require_some(scores: list[Tensor | None], method: str, missing: str) -> list[Tensor | None]:
+    """Return the scores; refuse if not a single group could be judged.
+
+    Raises:
+        MethodError: every score is None (and there are groups).
+    """
+    if scores and all(s is None for s in scores):
+        raise MethodError(
+            f"{method} can judge none of the {len(scores)} groups: {missing}. "
+            "Choose another method, for example l1."
+        )
+    return scores

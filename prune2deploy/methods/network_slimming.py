@@ -1,0 +1,83 @@
+"""Network slimming: train with an L1 penalty on batch-norm scales, remove the small ones.
+
+Paper: Liu, Li, Shen, Huang, Yan, Zhang, "Learning Efficient Convolutional Networks
+through Network Slimming", ICCV 2017, https://arxiv.org/abs/1708.06519.
+
+Training minimises loss + penalty * sum |gamma|; the penalty's subgradient
+penalty * sign(gamma) is added to the gradient after the backward pass, as in the
+authors' code, so that loss scaling and accumulation leave it alone. score_c = |gamma_c|.
+The paper starts from gamma = 0.5 and trains 160 epochs at learning rate 0.1.
+
+Differs from the paper: only scales of channels that can be removed are penalised (the
+others would shrink for nothing); where several batch norms share channels, the score is
+the mean of |gamma|.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from prune2deploy.channels import Graph, Role
+from prune2deploy.methods.base import Context, Method, MethodOptions, require_some, scales
+
+
+def score(gamma: Tensor) -> Tensor:
+    """Return |gamma|, shape (channels,); comparable over the whole network."""
+    return gamma.abs()
+
+
+def add_subgradient(gamma: nn.Parameter, penalty: float) -> None:
+    """Add penalty * sign(gamma) to gamma.grad; nothing where there is no gradient."""
+    if gamma.grad is not None:
+        gamma.grad.add_(torch.sign(gamma.detach()), alpha=penalty)
+
+
+class NetworkSlimmingOptions(MethodOptions):
+    """Options of network slimming."""
+
+    penalty: float = Field(
+        1e-4,
+        ge=0,
+        description="Weight of the L1 penalty on batch-norm scales; the paper's code uses 1e-4 "
+        "for VGG and 1e-5 for ResNet and DenseNet.",
+    )
+
+
+class NetworkSlimming(Method[NetworkSlimmingOptions]):
+    """Size of the batch-norm scale after training with a penalty on it."""
+
+    name = "network_slimming"
+    summary = "size of the batch-norm scale after training with a penalty on it"
+    source = (
+        "Liu, Li, Shen, Huang, Yan, Zhang: Learning Efficient Convolutional Networks through "
+        "Network Slimming, ICCV 2017, https://arxiv.org/abs/1708.06519"
+    )
+    cost = "one training run"
+    options = NetworkSlimmingOptions
+    needs_training = True
+    normalisation = "none"  # one threshold for the whole network is the method
+
+    _gammas: tuple[nn.Parameter, ...] = ()
+
+    def attach(self, graph: Graph) -> None:
+        """Find the scales of channels that can go."""
+        names = {s.tensor: None for g in graph.groups for s in g.of_role(Role.SCALE)}
+        self._gammas = tuple(graph.model.get_parameter(name) for name in names)
+
+    def after_backward(self) -> None:
+        """Push every scale towards zero."""
+        for gamma in self._gammas:
+            add_subgradient(gamma, self.settings.penalty)
+
+    def score(self, context: Context) -> list[Tensor | None]:
+        """Mean of |gamma| over the batch norms of a group."""
+        scores: list[Tensor | None] = []
+        for group in context.graph.groups:
+            parts = [score(gamma).mean(dim=1) for gamma in scales(context, group)]
+            scores.append(torch.stack(parts).mean(dim=0) if parts else None)
+        return require_some(scores, self.name, "none has a batch norm with a scale")
+
+
+METHOD = NetworkSlimming

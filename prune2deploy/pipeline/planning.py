@@ -1,0 +1,156 @@
+"""`plan`: scores from a method, counts from a budget, and the plan they make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, cast
+
+import numpy as np
+from pydantic import ValidationError
+from torch import Tensor
+
+from prune2deploy.budget import (
+    Decision,
+    Widths,
+    allowed_counts,
+    comparable,
+    keep_shares,
+    keep_under_cost,
+)
+from prune2deploy.channels import Graph, Group, Plan
+from prune2deploy.channels.groups import matches
+from prune2deploy.errors import BudgetError, MethodError, nearest_name_hint
+from prune2deploy.methods import METHODS, Context, Method, Normalisation
+from prune2deploy.methods.base import Images
+
+Share = float | Mapping[str, float]
+UNITS = {"macs": "MACs", "params": "parameters"}
+
+
+def plan(
+    graph: Graph,
+    method: str | Method[Any] = "l1",
+    *,
+    budget: Mapping[str, Share],
+    round_to: int = 8,
+    min_channels: int | None = None,
+    normalize: Normalisation | None = None,
+    images: Iterable[Tensor] | Images | None = None,
+    **options: Any,
+) -> Plan:
+    """Decide which channels of a traced model stay.
+
+    Args:
+        graph: from trace().
+        method: a name from `prune2deploy methods`, or a Method.
+        budget: one of {"macs": share}, {"params": share}, {"channels": share} or
+            {"channels": {pattern: share}}; shares of the original that are *kept*,
+            in (0, 1).
+        round_to: widths become multiples of this where the group has such a width.
+        min_channels: the fewest channels a group keeps; None: a tenth for macs and
+            params, one for channels.
+        normalize: how groups are made comparable; None: the method's own way.
+        images: normalised training images for methods that look at data: batches, or
+            a function of (count, batch size) that returns batches.
+        options: the method's own options.
+
+    Raises:
+        MethodError: unknown method or option, or nothing to score.
+        BudgetError: the budget is malformed or cannot be reached.
+    """
+    chosen = make_method(method, options) if isinstance(method, str) else method
+    if not graph.groups:
+        raise BudgetError(
+            "The model has no channels that can be removed: everything is frozen. "
+            "'prune2deploy inspect' shows why."
+        )
+    source: Images | None
+    if images is None or callable(images):
+        source = images
+    else:
+        batches = list(images)
+        source = lambda count, size: iter(batches)  # noqa: E731
+    raw = chosen.score(Context(graph, source))
+    how = normalize or chosen.normalisation
+    scores = [
+        None if s is None else comparable(s.detach().double().cpu().numpy(), how) for s in raw
+    ]
+    for group, score in zip(graph.groups, scores, strict=True):
+        if score is not None and not np.isfinite(score).all():
+            raise MethodError(
+                f"{chosen.name} scored '{group.name}' with NaN or inf. Check the checkpoint and "
+                "that the images are normalised as in training."
+            )
+    decision = decide(graph, scores, budget, round_to, min_channels)
+    unjudged = [g.name for g, s in zip(graph.groups, scores, strict=True) if s is None]
+    notes = list(decision.notes)
+    if unjudged:
+        notes.append(f"{chosen.name} cannot judge and so kept whole: {', '.join(unjudged)}.")
+    return graph.plan(decision.kept, notes)
+
+
+def make_method(name: str, options: Mapping[str, Any]) -> Method[Any]:
+    """Build a method by name.
+
+    Raises:
+        MethodError: no such method, or an option it does not have or cannot take.
+    """
+    if name not in METHODS:
+        raise MethodError(f"There is no method '{name}'. {nearest_name_hint(name, METHODS)}")
+    kind = METHODS[name]
+    try:
+        settings = kind.options(**options)
+    except ValidationError as err:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in err.errors())
+        known = ", ".join(kind.options.model_fields) or "none"
+        raise MethodError(f"{name}: {problems}. Its options: {known}.") from err
+    return kind(settings)
+
+
+def decide(
+    graph: Graph,
+    scores: Sequence[np.typing.NDArray[np.float64] | None],
+    budget: Mapping[str, Share],
+    round_to: int,
+    min_channels: int | None,
+) -> Decision:
+    """Apply a budget to scores; see `plan` for the arguments."""
+    kind, share = _checked_budget(budget)
+    floor = 1 if kind == "channels" and min_channels is None else min_channels
+    widths = [
+        Widths(g.name, allowed_counts(graph.width_steps(n, round_to), floor))
+        for n, g in enumerate(graph.groups)
+    ]
+    if kind == "channels":
+        return keep_shares(scores, widths, [_share_of(g, share) for g in graph.groups])
+    cost = graph.cost.macs if kind == "macs" else graph.cost.params
+    return keep_under_cost(scores, widths, cost, cast("float", share), UNITS[kind])
+
+
+def _checked_budget(
+    budget: Mapping[str, Share],
+) -> tuple[Literal["macs", "params", "channels"], Share]:
+    if len(budget) != 1 or next(iter(budget)) not in ("macs", "params", "channels"):
+        raise BudgetError(
+            f"A budget is exactly one of macs, params, channels; found: "
+            f"{', '.join(budget) or 'nothing'}. For example budget={{'macs': 0.5}}."
+        )
+    kind, share = next(iter(budget.items()))
+    values = list(share.values()) if isinstance(share, Mapping) else [share]
+    if isinstance(share, Mapping) and kind != "channels":
+        raise BudgetError(f"Only 'channels' takes a share per layer; '{kind}' takes one number.")
+    if not values or not all(0 < v < 1 for v in values):
+        raise BudgetError(
+            f"budget {kind}: {share} is not a share between 0 and 1 (the part that is kept)."
+        )
+    return cast("Literal['macs', 'params', 'channels']", kind), share
+
+
+def _share_of(group: Group, share: Share) -> float | None:
+    if not isinstance(share, Mapping):
+        return share
+    # The first pattern that names one of the group's tensors decides.
+    for pattern, value in share.items():
+        if any(matches(slot.tensor, pattern) for slot in group.slots):
+            return value
+    return None
