@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prune2deploy.channels import Graph, Plan, cut, mask, trace
+    from prune2deploy.channels import Graph, Plan, cut, load_pruned, mask, save_pruned, trace
     from prune2deploy.export import fold_batchnorm
     from prune2deploy.pipeline.planning import plan
 
@@ -21,12 +21,25 @@ _HOME = {
     "Plan": "prune2deploy.channels",
     "cut": "prune2deploy.channels",
     "fold_batchnorm": "prune2deploy.export",
+    "load_pruned": "prune2deploy.channels",
     "mask": "prune2deploy.channels",
     "plan": "prune2deploy.pipeline.planning",
+    "save_pruned": "prune2deploy.channels",
     "trace": "prune2deploy.channels",
 }
 
-__all__ = ["Graph", "Plan", "__version__", "cut", "fold_batchnorm", "mask", "plan", "trace"]
+__all__ = [
+    "Graph",
+    "Plan",
+    "__version__",
+    "cut",
+    "fold_batchnorm",
+    "load_pruned",
+    "mask",
+    "plan",
+    "save_pruned",
+    "trace",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ from prune2deploy.channels.graph import Graph, trace
 from prune2deploy.channels.groups import Frozen, Group, Slot, Tap
 from prune2deploy.channels.labels import Role
 from prune2deploy.channels.plan import Choice, Plan
+from prune2deploy.channels.storage import load_pruned, save_pruned, save_weights
 from prune2deploy.channels.verify import Trial, try_plan
 
 __all__ = [
@@ -18,7 +19,10 @@ __all__ = [
     "Tap",
     "Trial",
     "cut",
+    "load_pruned",
     "mask",
+    "save_pruned",
+    "save_weights",
     "trace",
     "try_plan",
 ]

@@ -7,29 +7,35 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from prune2deploy.channels.trace import CONTRACTIONS, Inputs, call_model, mode_kept, operator_name
+from prune2deploy.channels.trace import (
+    CONTRACTIONS,
+    Inputs,
+    OperatorMode,
+    call_model,
+    mode_kept,
+    operator_name,
+)
 
 Visitor = Callable[[int, Tensor], None]
 """Called with a site's number and the tensor that the site reads, before it reads it."""
 
 
-class _ReadMode(TorchDispatchMode):
+class _ReadMode(OperatorMode):
     def __init__(self, sites: Collection[int], visit: Visitor) -> None:
         super().__init__()
         self._sites = sites
         self._visit = visit
         self._count = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = operator_name(func)
+    def run(self, function: Any, args: Any, kwargs: Any) -> Any:
+        name = operator_name(function)
         if name in CONTRACTIONS:
             if self._count in self._sites:
                 # addmm has the bias first
                 self._visit(self._count, args[1] if name == "aten.addmm" else args[0])
             self._count += 1
-        return func(*args, **(kwargs or {}))
+        return function(*args, **kwargs)
 
 
 def read_activations(

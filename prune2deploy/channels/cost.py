@@ -66,12 +66,12 @@ class CostModel:
         return self._params.total(kept)
 
     def _of_sites(self, sites: Sequence[Site], channel: NodeIds, batch: int) -> _Products:
-        depth = max((len(s.weight_dims) for s in sites), default=0)
+        depth = max((len(s.factors) for s in sites), default=0)
         base = np.ones((len(sites), depth))
         copies = np.zeros((len(sites), depth, len(self.full)))
         weight = np.array([s.positions / batch for s in sites])
         for row, site in enumerate(sites):
-            for dim, (ids, length) in enumerate(site.weight_dims):
+            for dim, (ids, length) in enumerate(site.factors):
                 base[row, dim] = length
                 if ids is None:
                     continue

@@ -52,6 +52,11 @@ class Graph:
         """All channels of every group."""
         return self.cost.full
 
+    def counts(self, plan: Plan) -> Counts:
+        """Kept channels per group in a plan made from this graph."""
+        kept = {c.group: c.kept for c in plan.choices}
+        return np.array([kept[g.name] for g in self.groups], dtype=np.int64)
+
     def width_steps(self, number: int, round_to: int) -> list[int]:
         """Channel counts that group `number` may keep so that widths are multiples.
 

@@ -8,7 +8,7 @@ or None. Rules join nodes that can only be removed together.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,12 +39,14 @@ class Labels:
     """What one tensor carries.
 
     dims: per dimension the node ids, or None where nothing can be removed.
+    shape: of the tensor when it was labelled.
     parameter: name of the parameter that the tensor is a view of, if it is one.
     key: number of the tensor, so that two readers of one tensor can be told apart
         from readers of two.
     """
 
     dims: list[NodeIds | None]
+    shape: tuple[int, ...]
     parameter: str | None = None
     key: int = -1
 
@@ -83,7 +85,7 @@ class NodeTable:
     roles: list[tuple[NodeIds, Role]] = field(default_factory=list)
     touched: list[NodeIds] = field(default_factory=list)
 
-    def add_tensor(self, name: str, shape: Iterable[int]) -> Labels:
+    def add_tensor(self, name: str, shape: Sequence[int]) -> Labels:
         """Give each dimension longer than 1 fresh nodes; return the tensor's labels."""
         dims: list[NodeIds | None] = []
         for dim, length in enumerate(shape):
@@ -93,7 +95,7 @@ class NodeTable:
             self.owners.append(Owner(name, dim, self.size, length))
             dims.append(np.arange(self.size, self.size + length, dtype=np.int64))
             self.size += length
-        return Labels(dims, parameter=name)
+        return Labels(dims, tuple(shape), parameter=name)
 
     def freeze(self, ids: NodeIds | None, reason: str | None) -> None:
         """Forbid the removal of these nodes and of all that is joined to them."""

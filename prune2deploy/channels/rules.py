@@ -104,11 +104,11 @@ def _convolution(t: Tracer, call: Call) -> None:
         bias_ids = t.labels(bias).dims[0]
         rows = t.nodes.join(rows, bias_ids, "its bias is fixed")
         t.nodes.mark(bias_ids, Role.PRODUCER)
-    dims: list[NodeIds | None] = [None] * call.out.dim()
-    dims[channel_dim] = rows
+    for space in lx.dims[channel_dim + 1 :]:
+        t.nodes.freeze(space, f"{call.name} slides along this dimension")
+    dims = [*lx.dims[:channel_dim], rows, *[None] * (weight.dim() - 2)]
     positions = x if transposed else call.out
-    spatial = int(np.prod(positions.shape[channel_dim + 1 :]))
-    t.add_site(x, channel_dim, lw.parameter, weight, spatial * (x.shape[0] if channel_dim else 1))
+    t.add_site(x, channel_dim, weight, int(np.prod(positions.shape[channel_dim + 1 :])))
     t.set(call.out, dims)
 
 
@@ -129,12 +129,8 @@ def _grouped(
     """
     per_group_in = in_channels // groups
     reason = "one side of this grouped convolution is fixed"
-    if groups >= per_group_in:
+    if groups >= per_group_in and given is not None and outer is not None:
         t.nodes.freeze(inner, None)
-        if given is None or outer is None:
-            t.nodes.freeze(given, reason)
-            t.nodes.freeze(outer, reason)
-            return outer if not transposed else None
         t.nodes.join_all(given.reshape(groups, -1))
         t.nodes.join_all(outer.reshape(groups, -1))
         t.nodes.join(given.reshape(groups, -1)[:, 0], outer.reshape(groups, -1)[:, 0], reason)
@@ -178,7 +174,7 @@ def _matrix_product(t: Tracer, call: Call) -> None:
         bias_ids = t.labels(bias).dims[-1]
         rows = t.nodes.join(rows, bias_ids, "its bias is fixed")
         t.nodes.mark(bias_ids, Role.PRODUCER)
-    t.add_site(x, x.dim() - 1, lw.parameter, weight, int(np.prod(x.shape[:-1])))
+    t.add_site(x, x.dim() - 1, weight, 1)
     t.set(call.out, [*lx.dims[:-1], rows])
 
 
@@ -241,6 +237,12 @@ def _along_one_dim(t: Tracer, call: Call) -> None:
     "aten.upsample_bilinear2d",
     "aten.upsample_bicubic2d",
     "aten._upsample_nearest_exact2d",
+    "aten.reflection_pad1d",
+    "aten.reflection_pad2d",
+    "aten.reflection_pad3d",
+    "aten.replication_pad1d",
+    "aten.replication_pad2d",
+    "aten.replication_pad3d",
 )
 def _spatial(t: Tracer, call: Call) -> None:
     """Works on each channel by itself: the last dimensions are space, the rest stays."""
@@ -336,7 +338,7 @@ def _pad(t: Tracer, call: Call) -> None:
     t.set(call.out, dims)
 
 
-@rule("aten.t", "aten.transpose", "aten.permute", "aten.numpy_T", "aten.movedim")
+@rule("aten.t", "aten.transpose", "aten.permute")
 def _permute(t: Tracer, call: Call) -> None:
     x = call.args["self"]
     order = list(range(x.dim()))
@@ -440,11 +442,12 @@ def _unsqueeze(t: Tracer, call: Call) -> None:
 
 @rule("aten.squeeze")
 def _squeeze(t: Tracer, call: Call) -> None:
-    x = call.args["self"]
+    labels = t.labels(call.args["self"])
+    old = labels.shape  # squeeze_ has already changed the tensor's own
     wanted = call.args.get("dim")
-    over = {d % x.dim() for d in (range(x.dim()) if wanted is None else _as_list(wanted))}
-    gone = {d for d in over if x.shape[d] == 1}
-    t.set(call.out, [ids for d, ids in enumerate(t.labels(x).dims) if d not in gone])
+    over = {d % len(old) for d in (range(len(old)) if wanted is None else _as_list(wanted))}
+    gone = {d for d in over if old[d] == 1}
+    t.set(call.out, [ids for d, ids in enumerate(labels.dims) if d not in gone])
 
 
 @rule("aten.slice", "aten.split", "aten.split_with_sizes", "aten.select", "aten.unbind")
@@ -494,6 +497,19 @@ def _same_shape(t: Tracer, call: Call) -> None:
     t.set(call.out, t.labels(call.args["self"]).dims)
 
 
+@rule("aten.new_empty", "aten.new_zeros", "aten.new_ones", "aten.new_full")
+def _new_shape(t: Tracer, call: Call) -> None:
+    """A new tensor whose shape was computed: where it is as wide as the other, it shrinks with it.
+
+    If the width was written down instead of computed, the trial of the cut finds out.
+    """
+    x, out = call.args["self"], call.out
+    same = out.dim() == x.dim()
+    known = t.labels(x).dims
+    dims = [known[d] if same and n == x.shape[d] else None for d, n in enumerate(out.shape)]
+    t.set(out, dims)
+
+
 @rule("aten.copy_")
 def _copy_into(t: Tracer, call: Call) -> None:
     # Written through: whoever reads the base of a view later must see these labels,
@@ -520,8 +536,8 @@ def find_rule(function: torch._ops.OpOverload) -> Rule | None:
     # In-place forms are not always tagged: aten.relu_ follows aten.relu.
     if name.endswith("_") and name[:-1] in RULES:
         return RULES[name[:-1]]
-    if name.endswith("_") and not name.endswith("__"):
-        base = getattr(torch.ops.aten, name[:-1].split(".")[-1], None)
+    if name.startswith("aten.") and name.endswith("_") and not name.endswith("__"):
+        base = getattr(torch.ops.aten, name[len("aten.") : -1], None)
         overload = getattr(base, function._overloadname, None)
         if overload is not None and torch.Tag.pointwise in overload.tags:
             return pointwise
@@ -533,3 +549,5 @@ def unknown(t: Tracer, call: Call, labels: Sequence[Labels]) -> None:
     for one in labels:
         for ids in one.dims:
             t.nodes.freeze(ids, f"no rule for the operator {call.name}")
+    for out in tensors_in(call.out):
+        t.set(out, [None] * out.dim())  # an operator that works in place leaves old labels behind

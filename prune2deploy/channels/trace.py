@@ -8,6 +8,7 @@ simply what happens. Each operator call is passed to its rule in rules.py.
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,8 +53,9 @@ class Site:
     channel_dim: the dimension of that tensor that holds the channels.
     reads: node ids along that dimension, or None.
     parameter: the weight's name, or None where the weight is computed.
-    weight_dims: per dimension of the weight its node ids (or None) and its length.
-    positions: multiply-accumulates per weight entry and forward pass of the example.
+    factors: lengths whose product, times positions, is the multiply-accumulates of one
+        forward pass of the example: the weight's dimensions, and those beside the
+        channels that hold channels too. Each with its node ids, or None.
     """
 
     number: int
@@ -61,7 +63,7 @@ class Site:
     channel_dim: int
     reads: NodeIds | None
     parameter: str | None
-    weight_dims: tuple[tuple[NodeIds | None, int], ...]
+    factors: tuple[tuple[NodeIds | None, int], ...]
     positions: int
 
 
@@ -75,13 +77,14 @@ class Tracer:
     _labels: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
     contractions: int = 0
     recording_sites: bool = True
+    in_rule: bool = False
     _keys: int = 0
 
     def labels(self, tensor: Tensor) -> Labels:
         """Labels of a tensor; all None if nothing is known of it."""
         known: Labels | None = self._labels.get(tensor)
         if known is None:
-            known = Labels([None] * tensor.dim(), key=self._next_key())
+            known = Labels([None] * tensor.dim(), tuple(tensor.shape), key=self._next_key())
             self._labels[tensor] = known
         return known
 
@@ -92,24 +95,32 @@ class Tracer:
         if len(dims) != tensor.dim():
             raise AssertionError(f"{len(dims)} labels for a tensor of {tensor.dim()} dimensions")
         kept = [ids if n > 1 else None for ids, n in zip(dims, tensor.shape, strict=True)]
-        self._labels[tensor] = Labels(kept, parameter, self._next_key())
+        self._labels[tensor] = Labels(kept, tuple(tensor.shape), parameter, self._next_key())
 
-    def add_site(
-        self, read: Tensor, channel_dim: int, name: str | None, weight: Tensor, positions: int
-    ) -> None:
-        """Write down a contraction that reads `read` and multiplies it with `weight`."""
+    def add_site(self, read: Tensor, channel_dim: int, weight: Tensor, positions: int) -> None:
+        """Write down a contraction that reads `read` and multiplies it with `weight`.
+
+        positions: multiply-accumulates per entry of the weight, over the dimensions of
+            `read` before channel_dim that carry no labels and the space after it.
+        """
         if not self.recording_sites:
             return
         source = self.labels(read)
-        weight_dims = tuple(zip(self.labels(weight).dims, weight.shape, strict=True))
+        known = self.labels(weight)
+        factors = list(zip(known.dims, weight.shape, strict=True))
+        for d in range(channel_dim):
+            if source.dims[d] is None:
+                positions *= read.shape[d]
+            else:
+                factors.append((source.dims[d], read.shape[d]))
         self.sites.append(
             Site(
                 self.contractions - 1,
                 source.key,
                 channel_dim,
                 source.dims[channel_dim],
-                name,
-                weight_dims,
+                known.parameter,
+                tuple(factors),
                 positions,
             )
         )
@@ -129,11 +140,17 @@ class Tracer:
 
     def handle(self, function: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Move labels through one call."""
+        self.in_rule = True
+        self._handle(function, args, kwargs, out)
+        self.in_rule = False
+
+    def _handle(self, function: Any, args: Any, kwargs: Any, out: Any) -> None:
         name = operator_name(function)
-        self.contractions += name in CONTRACTIONS
         inputs = rules.tensors_in(args) + rules.tensors_in(list(kwargs.values()))
         carried = [self.labels(x) for x in inputs]
-        if not any(labels.labelled for labels in carried):
+        if name in CONTRACTIONS:
+            self.contractions += 1
+        elif not any(labels.labelled for labels in carried):
             return
         for labels in carried:
             if labels.parameter is not None:
@@ -154,17 +171,35 @@ class Tracer:
         return self._keys
 
 
-class _TraceMode(TorchDispatchMode):
+class OperatorMode(TorchDispatchMode, ABC):
+    """Shows a subclass every operator that runs inside the with-block."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled():
+            # Elsewhere autograd takes composite operators (conv2d, linear) apart before they
+            # arrive here; inference mode leaves autograd out.
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        return self.run(func, args, kwargs)
+
+    @abstractmethod
+    def run(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Call the operator and return its result."""
+
+
+class _TraceMode(OperatorMode):
     """Passes each operator on, and tells the tracer of it."""
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
         self._tracer = tracer
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        self._tracer.handle(func, args, kwargs, out)
+    def run(self, function: Any, args: Any, kwargs: Any) -> Any:
+        out = function(*args, **kwargs)
+        self._tracer.handle(function, args, kwargs, out)
         return out
 
 
@@ -264,7 +299,9 @@ def _run(tracer: Tracer, model: nn.Module, inputs: Inputs) -> None:
         try:
             with _TraceMode(tracer):
                 out = call_model(model, inputs)
-        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as err:
+        except Exception as err:  # a model's own code may raise anything
+            if tracer.in_rule:
+                raise  # not the model's fault but ours
             shapes = [tuple(x.shape) for x in tree_leaves(inputs) if isinstance(x, Tensor)]
             raise ModelError(
                 f"The model's forward fails on example inputs of shape {shapes}: "

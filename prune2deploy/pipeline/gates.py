@@ -1,0 +1,60 @@
+"""Gates: what the recipe demands of the result, checked last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prune2deploy.recipe import GatesSection
+from prune2deploy.report import GateResult
+
+
+def check_gates(
+    gates: GatesSection,
+    *,
+    metric_before: float,
+    metric_after: float,
+    higher_is_better: bool,
+    latency: Sequence[Mapping[str, Any]],
+    onnx_bytes: int,
+) -> list[GateResult]:
+    """Compare figures with limits. A gate that the recipe does not set is not in the result.
+
+    A speed-up counts with the lower end of its interval and a latency with the upper end
+    of its median's: a gate holds only if the measurement shows it. With several devices
+    the worst one counts.
+
+    Args:
+        metric_before, metric_after: on the test images; a drop is in their units.
+        latency: per device as in metrics.json, the original first, the pruned second.
+    """
+    results = []
+    if gates.max_accuracy_drop is not None:
+        drop = metric_before - metric_after if higher_is_better else metric_after - metric_before
+        results.append(_at_most("max_accuracy_drop", drop, gates.max_accuracy_drop))
+    if gates.min_speedup is not None:
+        slowest = min(one["speedups"][0]["low"] for one in latency)
+        results.append(
+            GateResult(
+                name="min_speedup",
+                held=slowest >= gates.min_speedup,
+                found=slowest,
+                limit=gates.min_speedup,
+            )
+        )
+    if gates.max_latency_ms is not None:
+        worst = max(_upper(one["latencies"][1]) for one in latency)
+        results.append(_at_most("max_latency_ms", worst, gates.max_latency_ms))
+    if gates.max_size_mb is not None:
+        results.append(_at_most("max_size_mb", onnx_bytes / 1e6, gates.max_size_mb))
+    return results
+
+
+def _at_most(name: str, found: float, limit: float) -> GateResult:
+    return GateResult(name=name, held=found <= limit, found=found, limit=limit)
+
+
+def _upper(latency: Mapping[str, Any]) -> float:
+    """Upper end of the median's interval; without an interval nothing is shown, so infinity."""
+    interval = latency["median_ci95_ms"]
+    return float(interval[1]) if interval else float("inf")

@@ -1,0 +1,186 @@
+"""The prune stage: training with the method's hooks, scores, cuts, and rounds of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+from torch import Tensor, nn
+
+from prune2deploy.channels import Graph, Plan, cut, trace, try_plan
+from prune2deploy.errors import ModelError
+from prune2deploy.methods import Method
+from prune2deploy.pipeline.inputs import Inputs, train_settings
+from prune2deploy.pipeline.planning import Share, make_method, plan
+from prune2deploy.recipe import Recipe
+from prune2deploy.train import fit, recalibrate_batchnorm
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """The cut model, the plan from the original to it, and the original's graph."""
+
+    model: nn.Module
+    plan: Plan
+    graph: Graph
+    kept_share: dict[str, float]
+
+
+def prune(recipe: Recipe, inputs: Inputs, model: nn.Module) -> Pruned:
+    """Prune a trained model as the recipe says. `model` is left alone.
+
+    Raises:
+        BudgetError: the budget cannot be reached.
+        ModelError: a cut does not run or does not give the zeroed model's numbers.
+    """
+    section = recipe.prune
+    method = make_method(section.method, section.options)
+    teacher = model
+    start = trace(model, inputs.example, section.exclude)
+    if section.train is not None:
+        model = _copy(model)
+        graph = trace(model, inputs.example, section.exclude)
+        _train_with_hooks(recipe, inputs, model, teacher, method, graph)
+    total: Plan | None = None
+    rounds = section.schedule.rounds
+    for number in range(1, rounds + 1):
+        # The original's own first graph serves as long as the model is the original's.
+        graph = trace(model, inputs.example, section.exclude)
+        log.info("Round %d of %d: %d groups", number, rounds, len(graph.groups))
+        step = plan(
+            graph,
+            method,
+            budget=_round_budget(section.budget.target(), number, rounds, start, graph),
+            round_to=section.round_to,
+            min_channels=section.min_channels,
+            normalize=section.normalize,
+            images=lambda count, size: _images(recipe, inputs, count, size),
+        )
+        model = _checked_cut(graph, step)
+        total = step if total is None else total.then(step)
+        if section.recalibrate:
+            _recalibrate(recipe, inputs, model)
+        if number < rounds and section.schedule.finetune_epochs > 0:
+            _train_between(recipe, inputs, model, teacher, method)
+    assert total is not None
+    return Pruned(model, total, start, _kept_share(start, model, inputs))
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    import copy
+
+    return copy.deepcopy(model)
+
+
+def _checked_cut(graph: Graph, step: Plan) -> nn.Module:
+    trial = try_plan(graph.model, step, graph.inputs)
+    if not trial.held:
+        raise ModelError(
+            "The cut model does not behave like the original with the same channels zeroed "
+            f"({trial.error or f'relative difference {trial.difference:.1e}'}), although half of "
+            "every group could be cut. Exclude the layers at fault (prune.exclude)."
+        )
+    log.info("Cut agrees with the zeroed original to %.1e relative", trial.difference)
+    return cut(graph.model, step)
+
+
+def _round_budget(
+    budget: Mapping[str, Share], number: int, rounds: int, start: Graph, now: Graph
+) -> Mapping[str, Share]:
+    """This round's share of what is there now, so that all rounds remove the same share.
+
+    For costs the aim is the original's cost times share^(number / rounds), which also
+    makes up for what the round before missed.
+    """
+    if rounds == 1:
+        return budget
+    unit, share = next(iter(budget.items()))
+    if unit == "channels":
+        if isinstance(share, Mapping):
+            return {unit: {k: v ** (1 / rounds) for k, v in share.items()}}
+        return {unit: share ** (1 / rounds)}
+    assert not isinstance(share, Mapping)
+    costs = [g.cost.macs(g.full) if unit == "macs" else g.cost.params(g.full) for g in (start, now)]
+    return {unit: min(0.999, share ** (number / rounds) * costs[0] / costs[1])}
+
+
+def _images(recipe: Recipe, inputs: Inputs, count: int, size: int) -> Iterable[Tensor]:
+    """Training images without augmentation, in an order drawn with the seed."""
+    loader = inputs.data.loader(
+        "train", batch_size=size, shuffle=True, seed=recipe.seed, limit=count
+    )
+    return (images for images, _ in loader)
+
+
+def _recalibrate(recipe: Recipe, inputs: Inputs, model: nn.Module) -> None:
+    size = recipe.data.batch_size
+    batches = recipe.prune.recalibrate
+    loader = inputs.data.loader(
+        "train",
+        batch_size=size,
+        shuffle=True,
+        seed=recipe.seed + 1,
+        limit=size * batches,
+        drop_last=inputs.data.size("train") >= size,
+    )
+    recalibrate_batchnorm(model, islice(iter(loader), batches), min(batches, len(loader)))
+
+
+def _train_with_hooks(
+    recipe: Recipe,
+    inputs: Inputs,
+    model: nn.Module,
+    teacher: nn.Module,
+    method: Method,  # type: ignore[type-arg]
+    graph: Graph,
+) -> None:
+    assert recipe.prune.train is not None
+    method.attach(graph)
+    settings = train_settings(recipe.prune.train, recipe.data.batch_size)
+    fit(
+        model,
+        inputs.task,
+        inputs.data,
+        settings,
+        hooks=method,
+        teacher=teacher if settings.distill else None,
+        seed=recipe.seed,
+        label=f"Training for {method.name}",
+    )
+
+
+def _train_between(
+    recipe: Recipe,
+    inputs: Inputs,
+    model: nn.Module,
+    teacher: nn.Module,
+    method: Method,  # type: ignore[type-arg]
+) -> None:
+    """Train between two rounds; a method that learns its scores goes on learning them."""
+    assert recipe.finetune is not None
+    epochs = recipe.prune.schedule.finetune_epochs
+    settings = train_settings(recipe.finetune, recipe.data.batch_size, epochs)
+    if method.needs_training:
+        method.attach(trace(model, inputs.example, recipe.prune.exclude))
+    fit(
+        model,
+        inputs.task,
+        inputs.data,
+        settings,
+        hooks=method if method.needs_training else None,
+        teacher=teacher if settings.distill else None,
+        seed=recipe.seed,
+        label="Training between rounds",
+    )
+
+
+def _kept_share(start: Graph, model: nn.Module, inputs: Inputs) -> dict[str, float]:
+    after = trace(model, inputs.example)
+    return {
+        "macs": after.cost.macs(after.full) / start.cost.macs(start.full),
+        "params": after.cost.params(after.full) / start.cost.params(start.full),
+    }

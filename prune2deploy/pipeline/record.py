@@ -1,0 +1,128 @@
+"""metrics.json: gather what the stages found."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prune2deploy import __version__
+from prune2deploy.latency import ProfileResult
+from prune2deploy.pipeline import folder as files
+from prune2deploy.pipeline.folder import sha256_of
+from prune2deploy.pipeline.gates import check_gates
+from prune2deploy.pipeline.inputs import Inputs
+from prune2deploy.pipeline.pruning import Pruned
+from prune2deploy.recipe import Recipe
+from prune2deploy.report import (
+    FileRecord,
+    FrozenChannels,
+    GroupChoice,
+    Metrics,
+    NetworkFigures,
+    Pruning,
+    Stage,
+)
+
+
+def gather_metrics(
+    *,
+    recipe: Recipe,
+    inputs: Inputs,
+    pruned: Pruned,
+    before: NetworkFigures,
+    after: NetworkFigures,
+    measured: Sequence[ProfileResult],
+    stages: list[Stage],
+    seconds: dict[str, float],
+    folder: Path,
+) -> Metrics:
+    """Put together metrics.json, check the gates, and hash the files of the folder."""
+    latency: list[dict[str, Any]] = json.loads(json.dumps([r.to_dict() for r in measured]))
+    metric = inputs.task.metric
+    gates = check_gates(
+        recipe.gates,
+        metric_before=before.metrics[metric],
+        metric_after=after.metrics[metric],
+        higher_is_better=inputs.task.higher_is_better,
+        latency=latency,
+        onnx_bytes=after.onnx_bytes,
+    )
+    checkpoint = recipe.model.checkpoint
+    return Metrics(
+        name=recipe.name,
+        created=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        versions=_versions(),
+        machine=_machine(),
+        seed=recipe.seed,
+        model={
+            "source": recipe.model.source,
+            "args": recipe.model.args,
+            "checkpoint": None if checkpoint is None else str(checkpoint),
+            "checkpoint_sha256": None if checkpoint is None else sha256_of(checkpoint),
+        },
+        data=inputs.data.describe(),
+        metric=metric,
+        higher_is_better=inputs.task.higher_is_better,
+        stages=stages,
+        before=before,
+        after=after,
+        pruning=_pruning(recipe, pruned),
+        latency=latency,
+        gates=gates,
+        seconds=seconds,
+        files={
+            path.name: FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size)
+            for path in sorted(folder.iterdir())
+            # Files that grow or are written after this are not in the list.
+            if path.is_file() and path.name not in (files.LOG, files.METRICS, files.SUMMARY)
+        },
+    )
+
+
+def _pruning(recipe: Recipe, pruned: Pruned) -> Pruning:
+    return Pruning(
+        method=recipe.prune.method,
+        options=recipe.prune.options,
+        budget=dict(recipe.prune.budget.target()),
+        kept_share=pruned.kept_share,
+        groups=[
+            GroupChoice(group=c.group, channels=c.channels, kept=c.kept)
+            for c in pruned.plan.choices
+        ],
+        frozen=[
+            FrozenChannels(layer=f.name, channels=f.size, reason=f.reason)
+            for f in pruned.graph.frozen
+        ],
+        unknown_ops=dict(pruned.graph.unknown_ops),
+        notes=list(pruned.plan.notes),
+    )
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "torchvision", "onnx", "onnxruntime", "onnxsim", "lightning-fabric")
+    return {
+        "prune2deploy": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def _machine() -> dict[str, Any]:
+    return {"cpu": _cpu_name(), "system": platform.platform(), "threads": torch.get_num_threads()}
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

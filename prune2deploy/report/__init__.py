@@ -1,0 +1,33 @@
+"""What a run leaves for people and for machines: metrics.json, summary.md, tables."""
+
+from prune2deploy.report.check import CheckReport, check_table
+from prune2deploy.report.metrics import (
+    FileRecord,
+    FrozenChannels,
+    GateResult,
+    GroupChoice,
+    Metrics,
+    NetworkFigures,
+    ParityFigures,
+    Pruning,
+    Stage,
+)
+from prune2deploy.report.summary import summary_markdown
+from prune2deploy.report.tables import groups_table, results_table
+
+__all__ = [
+    "CheckReport",
+    "FileRecord",
+    "FrozenChannels",
+    "GateResult",
+    "GroupChoice",
+    "Metrics",
+    "NetworkFigures",
+    "ParityFigures",
+    "Pruning",
+    "Stage",
+    "check_table",
+    "groups_table",
+    "results_table",
+    "summary_markdown",
+]

@@ -1,0 +1,157 @@
+"""metrics.json: everything a run measured, in one documented schema.
+
+docs/metrics.md is made from the descriptions below (`python -m prune2deploy.report.metrics`),
+and a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Stage(_Record):
+    """The network at one point of the run, judged on the test images."""
+
+    stage: str = Field(description="original, cut (after the last cut), finetuned.")
+    metrics: dict[str, float] = Field(
+        description="What the task measures; accuracies in percent, for example top1 and top5."
+    )
+
+
+class NetworkFigures(_Record):
+    """One of the two networks, as it is deployed: batch norms folded, in one ONNX file."""
+
+    metrics: dict[str, float] = Field(description="On the test images, in fp32 PyTorch.")
+    params: int = Field(description="Trainable parameters before batch norms are folded.")
+    macs: int = Field(
+        description="Multiply-accumulates of convolutions and matrix products for one sample."
+    )
+    onnx_bytes: int = Field(description="Size of the ONNX file.")
+    unfolded_batch_norms: int = Field(
+        description="Batch norms left in the ONNX file because nothing before them could take them."
+    )
+    parity: ParityFigures = Field(description="The ONNX file against PyTorch.")
+
+
+class ParityFigures(_Record):
+    """How far ONNX Runtime and PyTorch agree on the test images."""
+
+    max_abs_difference: float = Field(description="Largest difference of two output numbers.")
+    max_rel_difference: float = Field(
+        description="The same over the largest absolute output number of the batch."
+    )
+    agreement: float = Field(description="Share of samples answered alike, 0 to 1.")
+    samples: int = Field(description="Test samples compared.")
+
+
+class GroupChoice(_Record):
+    """One group of coupled channels."""
+
+    group: str = Field(description="First layer that produces the channels.")
+    channels: int = Field(description="Channels before.")
+    kept: int = Field(description="Channels after.")
+
+
+class FrozenChannels(_Record):
+    """Channels that could not be cut."""
+
+    layer: str = Field(description="Layer that produces them.")
+    channels: int = Field(description="How many.")
+    reason: str = Field(description="Why they stay.")
+
+
+class Pruning(_Record):
+    """What was asked of the pruning and what it did."""
+
+    method: str = Field(description="Name of the method.")
+    options: dict[str, Any] = Field(description="Its options, defaults included.")
+    budget: dict[str, Any] = Field(description="Unit and the share to keep.")
+    kept_share: dict[str, float] = Field(description="Share of MACs and of parameters kept.")
+    groups: list[GroupChoice] = Field(description="Every group of coupled channels.")
+    frozen: list[FrozenChannels] = Field(description="What could not be cut, and why.")
+    unknown_ops: dict[str, int] = Field(
+        description="Operators without a rule, and how often they were met; they freeze channels."
+    )
+    notes: list[str] = Field(description="What the planner had to say.")
+
+
+class GateResult(_Record):
+    """One gate of the recipe."""
+
+    name: str = Field(description="Key of the gate in the recipe.")
+    held: bool = Field(description="Whether the result is within the limit.")
+    found: float = Field(description="The figure that was compared.")
+    limit: float = Field(description="The limit in the recipe.")
+
+
+class FileRecord(_Record):
+    """One file of the run's folder."""
+
+    sha256: str = Field(description="Of its content.")
+    bytes: int = Field(description="Its size.")
+
+
+class Metrics(_Record):
+    """The document."""
+
+    schema_version: int = Field(default=SCHEMA_VERSION, description="Of this document.")
+    name: str = Field(description="Name of the run.")
+    created: str = Field(description="When the run ended, ISO 8601 with time zone.")
+    versions: dict[str, str] = Field(description="prune2deploy, Python, torch, onnxruntime, …")
+    machine: dict[str, Any] = Field(description="CPU and threads of this machine.")
+    seed: int = Field(description="Seed of everything that is random.")
+    model: dict[str, Any] = Field(description="Source, arguments, checkpoint and its sha256.")
+    data: dict[str, Any] = Field(description="Source, images per split, statistics.")
+    metric: str = Field(description="The metric that gates look at.")
+    higher_is_better: bool = Field(description="Its direction.")
+    stages: list[Stage] = Field(description="The metric over the run.")
+    before: NetworkFigures = Field(description="The network as it was given (or pretrained).")
+    after: NetworkFigures = Field(description="The pruned network.")
+    pruning: Pruning = Field(description="What was cut.")
+    latency: list[dict[str, Any]] = Field(
+        description="Per device: conditions, latencies with 95 % intervals in ms, paired "
+        "speed-ups with 95 % intervals. Every sample is in latency.json."
+    )
+    gates: list[GateResult] = Field(description="Gates, in the order of the recipe.")
+    seconds: dict[str, float] = Field(description="Wall time of each stage.")
+    files: dict[str, FileRecord] = Field(description="Files of the run's folder, by name.")
+
+
+NetworkFigures.model_rebuild()
+
+
+def documentation() -> str:
+    """The schema as Markdown: one table per record."""
+    parts = ["# metrics.json\n", "Made from `prune2deploy/report/metrics.py`; do not edit.\n"]
+    records: list[type[_Record]] = [
+        Metrics,
+        Stage,
+        NetworkFigures,
+        ParityFigures,
+        Pruning,
+        GroupChoice,
+        FrozenChannels,
+        GateResult,
+        FileRecord,
+    ]
+    for record in records:
+        summary = (record.__doc__ or "").strip()
+        parts.append(f"## {record.__name__}\n\n{summary}\n\n| key | type | what |\n|---|---|---|")
+        for name, field in record.model_fields.items():
+            kind = str(record.__annotations__[name]).replace("|", "\\|")
+            parts.append(f"| `{name}` | `{kind}` | {field.description} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    Path("docs/metrics.md").write_text(documentation(), encoding="utf-8")
