@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from prune2deploy import __version__
 from prune2deploy.channels import trace
-from prune2deploy.export import Parity, check_parity, export_onnx, fold_batchnorm
+from prune2deploy.export import (
+    check_parity,
+    export_model_file,
+    fold_batchnorm,
+    onnx_metadata,
+    remaining_batchnorms,
+)
 from prune2deploy.latency import ProfileOptions, ProfileResult, profile
 from prune2deploy.pipeline.inputs import EVALUATION_BATCH, Inputs
 from prune2deploy.recipe import OnnxSection, ProfileSection
@@ -34,26 +36,27 @@ def export_network(
     Raises:
         ExportError: the export fails, or its numbers differ by more than the tolerance.
     """
-    folded = fold_batchnorm(model, inputs.example)
-    with torch.no_grad():
-        output_names = list(inputs.task.outputs(copy.deepcopy(folded).eval()(inputs.example)))
-    export_onnx(
-        folded,
+    data, task = inputs.data, inputs.task
+    export_model_file(
+        model,
         path,
-        input_shape=inputs.data.input_shape,
+        input_shape=data.input_shape,
         batch=options.batch,
         opset=options.opset,
         simplify=options.simplify,
-        output_names=output_names,
-        metadata=_onnx_metadata(inputs),
+        tolerance=options.tolerance,
+        outputs=task.outputs,
+        metadata=onnx_metadata(
+            input_shape=data.input_shape, classes=data.classes, mean=data.mean, std=data.std
+        ),
     )
     parity = check_parity(
         path,
         model,
-        outputs=inputs.task.outputs,
-        agreement=inputs.task.agreement,
-        loader=inputs.data.loader("test", batch_size=EVALUATION_BATCH),
+        data.loader("test", batch_size=EVALUATION_BATCH),
         tolerance=options.tolerance,
+        outputs=task.outputs,
+        agreement=task.agreement,
     )
     graph = trace(model, inputs.example)
     return NetworkFigures(
@@ -61,32 +64,13 @@ def export_network(
         params=graph.cost.params(graph.full),
         macs=graph.cost.macs(graph.full),
         onnx_bytes=path.stat().st_size,
-        unfolded_batch_norms=_batch_norms(folded),
-        parity=_parity_figures(parity),
-    )
-
-
-def _onnx_metadata(inputs: Inputs) -> dict[str, str]:
-    data = inputs.data
-    return {
-        "producer": f"prune2deploy {__version__}",
-        "classes": json.dumps(data.classes),
-        "mean": json.dumps(data.mean),
-        "std": json.dumps(data.std),
-        "input": json.dumps(list(data.input_shape)),
-    }
-
-
-def _batch_norms(model: nn.Module) -> int:
-    return sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-
-
-def _parity_figures(parity: Parity) -> ParityFigures:
-    return ParityFigures(
-        max_abs_difference=parity.max_abs_diff,
-        max_rel_difference=parity.max_rel_diff,
-        agreement=parity.agreement,
-        samples=parity.samples,
+        unfolded_batch_norms=len(remaining_batchnorms(fold_batchnorm(model, inputs.example))),
+        parity=ParityFigures(
+            max_abs_difference=parity.max_abs_diff,
+            max_rel_difference=parity.max_rel_diff,
+            agreement=parity.agreement,
+            samples=parity.samples,
+        ),
     )
 
 

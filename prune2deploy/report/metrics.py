@@ -49,7 +49,7 @@ class ParityFigures(_Record):
     max_rel_difference: float = Field(
         description="The same over the largest absolute output number of the batch."
     )
-    agreement: float = Field(description="Share of samples answered alike, 0 to 1.")
+    agreement: float | None = Field(description="Share of samples answered alike, 0 to 1.")
     samples: int = Field(description="Test samples compared.")
 
 
