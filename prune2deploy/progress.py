@@ -40,7 +40,8 @@ class _Quiet:
         pass
 
 
-_listener: ContextVar[Listener] = ContextVar("progress_listener", default=_Quiet())
+_QUIET = _Quiet()
+_listener: ContextVar[Listener] = ContextVar("progress_listener", default=_QUIET)
 
 
 @contextmanager

@@ -1,0 +1,147 @@
+"""What the documents show exists, runs, and leads somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from torch import Tensor, nn
+
+import prune2deploy as p2d
+from prune2deploy.channels.rules import RULES
+from prune2deploy.cli import app
+from prune2deploy.recipe import parse_recipe
+
+ROOT = Path(__file__).parents[1]
+NOT_OURS = {"build", "dist", "runs", "__pycache__"}
+GENERATED = re.compile(r"\.(venv|git|\w+_cache|hypothesis)|.*\.egg-info")
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files that belong to the project: no environment, no caches, no results of runs."""
+    found: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if path.name in NOT_OURS or GENERATED.fullmatch(path.name):
+            continue
+        found += _files(path) if path.is_dir() else [path]
+    return found
+
+
+FILES = _files(ROOT)
+DOCUMENTS = [path for path in FILES if path.suffix == ".md"]
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def _blocks(document: str, language: str) -> list[str]:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.M | re.S)
+
+
+def _commands() -> dict[str, Any]:
+    group: Any = typer.main.get_command(app)  # typer's own copy of click has no types to name
+    return dict(group.commands)
+
+
+def _shown_commands(text: str) -> list[tuple[str, list[str]]]:
+    """(command, further words) of every `prune2deploy COMMAND …` at a line's start or in quotes."""
+    lines = re.findall(r"(?:^|`|^# +)prune2deploy ([a-z][\w-]*)([^`#\n]*)", text, flags=re.M)
+    return [(name, shlex.split(rest.rstrip("\\"))) for name, rest in lines]
+
+
+def test_readme_shows_every_command() -> None:
+    shown = {name for name, _ in _shown_commands((ROOT / "README.md").read_text(encoding="utf-8"))}
+    assert shown == set(_commands())
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *ROOT.glob("recipes/**/*.yaml")], ids=_name)
+def test_commands_shown_exist_with_their_options(path: Path) -> None:
+    commands = _commands()
+    for name, words in _shown_commands(path.read_text(encoding="utf-8")):
+        assert name in commands
+        known = {option for parameter in commands[name].params for option in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= known
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=_name)
+def test_make_targets_shown_exist(path: Path) -> None:
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.M)
+    shown = re.findall(r"(?:^|`)make (\w+)", path.read_text(encoding="utf-8"), flags=re.M)
+    assert set(shown) <= set(targets)
+
+
+def _anchors(document: Path) -> set[str]:
+    """Anchors of a document's headings, by GitHub's rule."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=_name)
+def test_relative_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if re.match(r"https?://", target):
+            continue
+        file, _, anchor = target.partition("#")
+        there = path.parent / file if file else path
+        assert there.exists(), target
+        assert not anchor or anchor in _anchors(there), target
+
+
+def test_the_recipe_in_the_readme_is_valid() -> None:
+    (text,) = _blocks("README.md", "yaml")
+    recipe = parse_recipe(text, ROOT / "recipe.yaml")
+    assert recipe.model.source == "torchvision:resnet18"
+
+
+def test_the_python_in_the_readme_runs() -> None:
+    (code,) = _blocks("README.md", "python")
+    names: dict[str, object] = {}
+    exec(code, names)
+    shown = set(re.findall(r"p2d\.(\w+)", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert shown <= set(p2d.__all__)
+    assert {"graph", "plan", "small", "zeros", "folded"} <= set(names)
+
+
+def test_the_rule_in_the_design_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mirrored(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 8, 3)
+            self.last = nn.Conv2d(8, 2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores: Tensor = self.last(self.first(x).flip(1))
+            return scores
+
+    model, images = Mirrored(), torch.randn(1, 3, 8, 8)
+    assert p2d.trace(model, images).unknown_ops == {"aten.flip": 1}
+
+    (code,) = _blocks("docs/design.md", "python")
+    monkeypatch.setitem(RULES, "aten.flip", RULES["aten.cat"])  # put back what the code replaces
+    exec(f"from __future__ import annotations\nfrom prune2deploy.channels.rules import *\n{code}")
+    graph = p2d.trace(model, images)
+    assert [(group.name, group.size) for group in graph.groups] == [("first", 8)]
+    plan = p2d.plan(graph, budget={"channels": 0.5}, round_to=1)
+    torch.testing.assert_close(p2d.cut(model, plan)(images), p2d.mask(model, plan)(images))
+
+
+def test_no_file_speaks_of_one_machine_or_one_index() -> None:
+    # Put together here, so that this file does not hold them itself.
+    folders = ["/".join(["", name, ""]) for name in ("work", "root")]
+    hosts = [".".join(parts) for parts in (("pypi", "org"), ("pythonhosted", "org"))]
+    hosts += [".".join(["download", "pytorch", "org"]), ".".join(["npmjs", "org"])]
+    for path in FILES:
+        text = path.read_bytes().decode("utf-8", errors="replace")
+        assert [word for word in [*folders, *hosts] if word in text] == [], _name(path)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=_name)
+def test_no_document_waits_for_its_figures(path: Path) -> None:
+    assert re.findall(r"\b[A-Z0-9_]+_HERE\b", path.read_text(encoding="utf-8")) == []
