@@ -1,0 +1,295 @@
+"""Time ONNX models on a device, side by side, and say how much faster one is than another.
+
+The samples come from probe.py, the intervals from statistics.py; this file joins the two.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from prune2deploy import progress
+from prune2deploy.errors import DeviceError
+from prune2deploy.latency import statistics
+from prune2deploy.latency.devices import Answer, open_device
+
+if TYPE_CHECKING:
+    Blocks = list[statistics.Floats]
+
+_log = logging.getLogger(__name__)
+
+Interval = tuple[float, float]
+_NS_PER_MS = 1e6
+
+
+@dataclass(frozen=True)
+class ProfileOptions:
+    """How to measure. The defaults suit a single image on one core.
+
+    `min_samples` is at least what a 90th percentile needs; 662 make a 99th possible.
+
+    Raises:
+        DeviceError: a value is out of its range.
+    """
+
+    threads: int = 1
+    pin: Literal["auto"] | tuple[int, ...] | None = "auto"
+    spinning: bool = True
+    batch: int | None = None
+    seed: int = 0
+    min_time_s: float = 5.0
+    min_samples: int = 100
+    min_blocks: int = 20
+    turn_s: float = 0.05
+    warmup_min_s: float = 0.5
+    warmup_max_s: float = 10.0
+    time_limit_s: float = 900.0
+
+    def __post_init__(self) -> None:
+        floors = {
+            "threads": 1,
+            "min_samples": statistics.samples_needed(0.90),
+            "min_blocks": statistics.MIN_BLOCKS,
+        }
+        for name, floor in floors.items():
+            if getattr(self, name) < floor:
+                raise DeviceError(f"{name} is {getattr(self, name)}; give at least {floor}.")
+        if self.batch is not None and self.batch < 1:
+            raise DeviceError(f"batch is {self.batch}; give at least 1, or None for the model's.")
+        for name in ("min_time_s", "turn_s", "warmup_min_s", "warmup_max_s", "time_limit_s"):
+            if not getattr(self, name) > 0:
+                raise DeviceError(f"{name} is {getattr(self, name)}; give more than 0 seconds.")
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one inference of one batch, from call to return, input and output in host memory.
+
+    `load_ms`, `first_run_ms` and the memory come from a process that did nothing else, with the
+    file in the page cache. `peak_memory_mb` (10^6 bytes) is that whole process with interpreter
+    and runtime; `model_memory_mb` is what it grew by. None is what could not be read. A percentile
+    that the samples cannot support is None, and so is an interval; `missing` has the reasons.
+    """
+
+    name: str
+    path: Path
+    batch: int
+    samples: int
+    median_ms: float
+    median_ci95_ms: Interval | None
+    p90_ms: float | None
+    p90_ci95_ms: Interval | None
+    p95_ms: float | None
+    p95_ci95_ms: Interval | None
+    p99_ms: float | None
+    p99_ci95_ms: Interval | None
+    missing: Mapping[str, str]
+    mean_ms: float
+    std_ms: float
+    throughput_per_s: float
+    load_ms: float
+    first_run_ms: float
+    warmup_runs: int
+    warmup_settled: bool
+    peak_memory_mb: float | None
+    model_memory_mb: float | None
+    file_size_mb: float
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times faster `other` is than `baseline`, with the paired 95 % interval."""
+
+    baseline: str
+    other: str
+    ratio: float
+    low: float
+    high: float
+    blocks: int
+
+
+@dataclass(frozen=True)
+class ProfileResult:
+    """What was measured on one device; `answer` is all that the probe said, with every sample."""
+
+    device: str
+    options: ProfileOptions
+    latencies: tuple[Latency, ...]
+    speedups: tuple[Speedup, ...]
+    answer: Answer = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures and their conditions for JSON, without the single samples."""
+        setup = {key: self.answer[key] for key in ("cpus", "versions", "machine", "state")}
+        return {
+            "device": self.device,
+            "options": asdict(self.options),
+            "latencies": [{**asdict(one), "path": str(one.path)} for one in self.latencies],
+            "speedups": [asdict(one) for one in self.speedups],
+            "setup": {**setup, "sessions": [model["setup"] for model in self.answer["models"]]},
+        }
+
+
+def profile(
+    models: Sequence[Path] | Mapping[str, Path],
+    *,
+    device: str = "local",
+    options: ProfileOptions | None = None,
+) -> ProfileResult:
+    """Measure ONNX files interleaved on a device; the first is the baseline of the speed-ups.
+
+    Args:
+        models: the files, or {name: file}. Files alone are named by their stem, or by their path
+            where two have the same.
+        device: "local".
+
+    Raises:
+        DeviceError: a file cannot be loaded there, the setting is not to be had, or the
+            measurement failed; the message says which and what to do.
+    """
+    options = options or ProfileOptions()
+    paths = dict(models) if isinstance(models, Mapping) else _named(models)
+    if not paths:
+        raise DeviceError("No model to measure: give at least one ONNX file.")
+    for path in paths.values():
+        if not path.is_file():
+            raise DeviceError(f"No model file at {path}. Give the path of an ONNX file.")
+    with open_device(device) as opened, progress.task(f"Measuring on {device}", 1.0) as shown:
+        place = {name: opened.place(path) for name, path in paths.items()}
+        told = 0.0
+
+        def report(line: Mapping[str, Any]) -> None:
+            nonlocal told
+            info = " ".join(str(line[key]) for key in ("stage", "model") if line[key])
+            shown.advance(line["done"] - told, info)
+            told = line["done"]
+
+        job = _job(place, options)
+        answer = opened.run_probe(job, time_limit_s=options.time_limit_s, report=report)
+    return result_from_answer(device, paths, options, answer)
+
+
+def _named(paths: Sequence[Path]) -> dict[str, Path]:
+    stems = [path.stem for path in dict.fromkeys(paths)]
+    named: dict[str, Path] = {}
+    for path in paths:
+        name = path.stem if stems.count(path.stem) == 1 else str(path)
+        # The same file twice is how to see what the machine's noise alone does.
+        copies = list(named.values()).count(path)
+        named[f"{name} ({copies + 1})" if copies else name] = path
+    return named
+
+
+def _job(places: Mapping[str, str], options: ProfileOptions) -> dict[str, Any]:
+    settings = asdict(options)
+    del settings["time_limit_s"]  # the device's business
+    return {"models": [{"name": name, "path": path} for name, path in places.items()], **settings}
+
+
+def result_from_answer(
+    device: str, paths: Mapping[str, Path], options: ProfileOptions, answer: Answer
+) -> ProfileResult:
+    """Turn the probe's samples into figures. paths: in the order of the job's models."""
+    blocks = [_samples_ms(answer["turns"], index) for index in range(len(paths))]
+    latencies = tuple(
+        _latency(path, facts, of_model)
+        for path, facts, of_model in zip(paths.values(), answer["models"], blocks, strict=True)
+    )
+    for one in latencies:
+        if not one.warmup_settled:
+            _log.warning(
+                "%s: '%s' did not settle in %g s of warm-up; its figures may drift.",
+                device,
+                one.name,
+                options.warmup_max_s,
+            )
+    return ProfileResult(
+        device=device,
+        options=options,
+        latencies=latencies,
+        speedups=tuple(_speedups(list(paths), answer["turns"], options.seed)),
+        answer=answer,
+    )
+
+
+def _samples_ms(turns: Sequence[Mapping[str, Any]], model: int) -> Blocks:
+    """Return one array of samples per block, in the order they were taken."""
+    import numpy as np
+
+    blocks: dict[int, list[float]] = {}
+    for turn in turns:
+        if turn["model"] == model:
+            blocks.setdefault(turn["block"], []).extend(turn["samples_ns"])
+    return [np.array(samples) / _NS_PER_MS for samples in blocks.values()]
+
+
+def _latency(path: Path, facts: Mapping[str, Any], blocks: Blocks) -> Latency:
+    import numpy as np
+
+    pooled = np.concatenate(blocks)
+    missing: dict[str, str] = {}
+    figures: dict[str, Any] = {}
+    for name, share in (("median", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99)):
+        figures[f"{name}_ms"] = figures[f"{name}_ci95_ms"] = None
+        needed = statistics.samples_needed(share)
+        if len(pooled) < needed:
+            missing[name] = f"needs {needed} samples, there are {len(pooled)}"
+            continue
+        percentile = statistics.percentile_of(blocks, share)
+        figures[f"{name}_ms"] = percentile.value
+        figures[f"{name}_ci95_ms"] = percentile.interval
+        if percentile.interval is None:
+            missing[f"{name}_ci95"] = "too few independent samples: measure for longer"
+    shape = facts["inputs"][0]["shape"] if facts["inputs"] else []
+    batch = shape[0] if shape else 1
+    peak_kb, base_kb = facts["peak_memory_kb"], facts["base_memory_kb"]
+    read = peak_kb is not None and base_kb is not None
+    return Latency(
+        name=facts["name"],
+        path=path,
+        batch=batch,
+        samples=len(pooled),
+        missing=missing,
+        mean_ms=float(pooled.mean()),
+        std_ms=float(pooled.std(ddof=1)),
+        throughput_per_s=batch * 1000 / float(pooled.mean()),
+        load_ms=facts["load_ns"] / _NS_PER_MS,
+        first_run_ms=facts["first_run_ns"] / _NS_PER_MS,
+        warmup_runs=facts["warmup"]["runs"],
+        warmup_settled=facts["warmup"]["settled"],
+        peak_memory_mb=peak_kb * 1024 / 1e6 if read else None,
+        model_memory_mb=(peak_kb - base_kb) * 1024 / 1e6 if read else None,
+        file_size_mb=facts["size_bytes"] / 1e6,
+        sha256=facts["sha256"],
+        **figures,
+    )
+
+
+def _speedups(names: list[str], turns: Sequence[Mapping[str, Any]], seed: int) -> list[Speedup]:
+    typical = [block_medians(turns, index) for index in range(len(names))]
+    speedups = []
+    for other in range(1, len(names)):
+        ratio = statistics.paired_ratio(typical[0], typical[other], seed=seed)
+        speedups.append(
+            Speedup(names[0], names[other], ratio.value, ratio.low, ratio.high, ratio.blocks)
+        )
+    return speedups
+
+
+def block_medians(turns: Sequence[Mapping[str, Any]], model: int) -> statistics.Floats:
+    """Return a model's typical time in each block, in ns, shape (blocks,).
+
+    The mean of its two turns' medians: the turns lie in mirrored places, so that a linear drift
+    adds the same to every model's mean. The median of both turns together would not.
+    """
+    import numpy as np
+
+    blocks: dict[int, list[float]] = {}
+    for turn in turns:
+        if turn["model"] == model:
+            blocks.setdefault(turn["block"], []).append(float(np.median(turn["samples_ns"])))
+    return np.array([np.mean(medians) for medians in blocks.values()])
