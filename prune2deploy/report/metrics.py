@@ -1,12 +1,10 @@
-"""metrics.json: everything a run measured, in one documented schema.
+"""metrics.json: everything a run measured, in one schema.
 
-docs/metrics.md is made from the descriptions below (`python -m prune2deploy.report.metrics`),
-and a test holds the two together.
+documentation.py makes docs/metrics.md from the descriptions below.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -127,31 +125,3 @@ class Metrics(_Record):
 
 
 NetworkFigures.model_rebuild()
-
-
-def documentation() -> str:
-    """The schema as Markdown: one table per record."""
-    parts = ["# metrics.json\n", "Made from `prune2deploy/report/metrics.py`; do not edit.\n"]
-    records: list[type[_Record]] = [
-        Metrics,
-        Stage,
-        NetworkFigures,
-        ParityFigures,
-        Pruning,
-        GroupChoice,
-        FrozenChannels,
-        GateResult,
-        FileRecord,
-    ]
-    for record in records:
-        summary = (record.__doc__ or "").strip()
-        parts.append(f"## {record.__name__}\n\n{summary}\n\n| key | type | what |\n|---|---|---|")
-        for name, field in record.model_fields.items():
-            kind = str(record.__annotations__[name]).replace("|", "\\|")
-            parts.append(f"| `{name}` | `{kind}` | {field.description} |")
-        parts.append("")
-    return "\n".join(parts)
-
-
-if __name__ == "__main__":
-    Path("docs/metrics.md").write_text(documentation(), encoding="utf-8")
