@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prune2deploy import progress
 from prune2deploy.export.fold import fold_batchnorm
 from prune2deploy.export.onnx import export_onnx
 from prune2deploy.export.outputs import NameOutputs, name_outputs, run_named
-from prune2deploy.export.parity import Parity, check_parity, compare
+from prune2deploy.export.parity import Agreement, Parity, check_parity, compare
 
 _RANDOM_BATCHES = 4
 
@@ -30,21 +31,26 @@ def export_model_file(
     tolerance: float = 1e-4,
     outputs: NameOutputs = name_outputs,
     metadata: Mapping[str, str] | None = None,
+    samples: Iterable[tuple[Tensor, Any]] | None = None,
+    agreement: Agreement | None = None,
 ) -> Parity:
-    """Fold the batch norms, export, and compare the file with the model on random inputs.
+    """Fold the batch norms, export, and compare the file with the model.
 
     The file appears under its name only after it has passed. For the arguments see
     `export_onnx` and `check_parity`.
+
+    Args:
+        samples: batches to compare on; None: random numbers.
 
     Raises:
         ExportError: any of the three fails; what was at `path` before is still there.
     """
     generator = torch.Generator().manual_seed(0)
-    samples = [
+    random = [
         (torch.randn(batch, *input_shape, generator=generator), None)
         for _ in range(_RANDOM_BATCHES)
     ]
-    images = samples[0][0]
+    images = random[0][0]
     unchecked = path.with_name(f".{path.name}.{os.getpid()}.unchecked")
     with progress.task("Exporting to ONNX", total=3) as shown:
         expected = run_named(model, images, outputs)
@@ -68,7 +74,14 @@ def export_model_file(
                 metadata=metadata,
             )
             shown.advance(info="exported")
-            parity = check_parity(unchecked, model, samples, tolerance=tolerance, outputs=outputs)
+            parity = check_parity(
+                unchecked,
+                model,
+                random if samples is None else samples,
+                tolerance=tolerance,
+                outputs=outputs,
+                agreement=agreement,
+            )
             os.replace(unchecked, path)
         finally:
             with contextlib.suppress(OSError):

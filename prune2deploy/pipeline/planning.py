@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from pydantic import ValidationError
@@ -17,7 +17,7 @@ from prune2deploy.budget import (
     keep_shares,
     keep_under_cost,
 )
-from prune2deploy.channels import Graph, Group, Plan
+from prune2deploy.channels import Graph, Plan, Role
 from prune2deploy.channels.groups import matches
 from prune2deploy.errors import BudgetError, MethodError, nearest_name_hint
 from prune2deploy.methods import METHODS, Context, Method, Normalisation
@@ -59,6 +59,8 @@ def plan(
         BudgetError: the budget is malformed or cannot be reached.
     """
     chosen = make_method(method, options) if isinstance(method, str) else method
+    _checked_budget(budget)
+    _check_widths(round_to, min_channels)
     if not graph.groups:
         raise BudgetError(
             "The model has no channels that can be removed: everything is frozen. "
@@ -68,19 +70,19 @@ def plan(
     if images is None or callable(images):
         source = images
     else:
-        batches = list(images)
+        batches = [images] if isinstance(images, Tensor) else list(images)
         source = lambda count, size: iter(batches)  # noqa: E731
     raw = chosen.score(Context(graph, source))
-    how = normalize or chosen.normalisation
-    scores = [
-        None if s is None else comparable(s.detach().double().cpu().numpy(), how) for s in raw
-    ]
-    for group, score in zip(graph.groups, scores, strict=True):
-        if score is not None and not np.isfinite(score).all():
+    how = _normalisation(chosen, normalize)
+    for group, values in zip(graph.groups, raw, strict=True):
+        if values is not None and not values.isfinite().all():
             raise MethodError(
                 f"{chosen.name} scored '{group.name}' with NaN or inf. Check the checkpoint and "
                 "that the images are normalised as in training."
             )
+    scores = [
+        None if s is None else comparable(s.detach().double().cpu().numpy(), how) for s in raw
+    ]
     decision = decide(graph, scores, budget, round_to, min_channels)
     unjudged = [g.name for g, s in zip(graph.groups, scores, strict=True) if s is None]
     notes = list(decision.notes)
@@ -122,7 +124,9 @@ def decide(
         for n, g in enumerate(graph.groups)
     ]
     if kind == "channels":
-        return keep_shares(scores, widths, [_share_of(g, share) for g in graph.groups])
+        shares, notes = _shares(graph, share)
+        decision = keep_shares(scores, widths, shares)
+        return Decision(decision.kept, decision.notes + notes)
     cost = graph.cost.macs if kind == "macs" else graph.cost.params
     return keep_under_cost(scores, widths, cost, cast("float", share), UNITS[kind])
 
@@ -136,21 +140,53 @@ def _checked_budget(
             f"{', '.join(budget) or 'nothing'}. For example budget={{'macs': 0.5}}."
         )
     kind, share = next(iter(budget.items()))
-    values = list(share.values()) if isinstance(share, Mapping) else [share]
+    values: list[object] = list(share.values()) if isinstance(share, Mapping) else [share]
     if isinstance(share, Mapping) and kind != "channels":
         raise BudgetError(f"Only 'channels' takes a share per layer; '{kind}' takes one number.")
-    if not values or not all(0 < v < 1 for v in values):
+    if not values or not all(isinstance(v, (int, float)) and 0 < v < 1 for v in values):
         raise BudgetError(
             f"budget {kind}: {share} is not a share between 0 and 1 (the part that is kept)."
         )
     return cast("Literal['macs', 'params', 'channels']", kind), share
 
 
-def _share_of(group: Group, share: Share) -> float | None:
+def _check_widths(round_to: int, min_channels: int | None) -> None:
+    if round_to < 1:
+        raise BudgetError(f"round_to is {round_to}, expected 1 or more. 1 allows every width.")
+    if min_channels is not None and min_channels < 1:
+        raise BudgetError(
+            f"min_channels is {min_channels}, expected 1 or more: no layer can lose all channels."
+        )
+
+
+def _normalisation(method: Method[Any], wanted: str | None) -> Normalisation:
+    known = get_args(Normalisation)
+    if wanted is not None and wanted not in known:
+        raise MethodError(
+            f"normalize is '{wanted}', expected None (the method's own way) or one of "
+            f"{', '.join(known)}."
+        )
+    return cast("Normalisation", wanted or method.normalisation)
+
+
+def _shares(graph: Graph, share: Share) -> tuple[list[float | None], tuple[str, ...]]:
+    """Per group the share to keep, and notes; the first pattern that names a layer decides."""
     if not isinstance(share, Mapping):
-        return share
-    # The first pattern that names one of the group's tensors decides.
-    for pattern, value in share.items():
-        if any(matches(slot.tensor, pattern) for slot in group.slots):
-            return value
-    return None
+        return [share] * len(graph.groups), ()
+    # A layer that only reads a group's channels has widths of its own, so it does not count.
+    made = [[s.tensor for s in g.slots if s.role != Role.CONSUMER] for g in graph.groups]
+    notes = []
+    for pattern in share:
+        if any(matches(name, pattern) for names in made for name in names):
+            continue
+        if not any(matches(name, pattern) for name in graph.shapes):
+            raise BudgetError(
+                f"budget channels: '{pattern}' matches no layer of the model. "
+                + nearest_name_hint(pattern, [g.name for g in graph.groups])
+            )
+        notes.append(f"All channels of '{pattern}' are frozen and so kept.")
+    shares = [
+        next((v for p, v in share.items() if any(matches(n, p) for n in names)), None)
+        for names in made
+    ]
+    return shares, tuple(notes)
