@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -31,8 +31,15 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
         return tensor.contiguous()
 
     small = _rebuilt(model, plan, narrow)
-    for prefix, module in small.named_modules():
-        _follow_attributes(module, prefix, plan)
+    first_name = {id(tensor): name for name, tensor in tensors_of(small).items()}
+    for module in small.modules():
+        own = {**module._parameters, **module._buffers}
+        kept = {
+            leaf: plan.keep[first_name[id(tensor)]]
+            for leaf, tensor in own.items()
+            if tensor is not None and first_name[id(tensor)] in plan.keep
+        }
+        _follow_attributes(module, kept)
     return small
 
 
@@ -79,11 +86,14 @@ def _rebuilt(
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad)
         memo[id(old)] = new
-    result = copy.deepcopy(model, memo)
-    # deepcopy keeps gradients beside the parameters they belong to; theirs have the old shapes.
-    for parameter in result.parameters():
-        parameter.grad = None
-    return result
+    try:
+        return copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError) as err:
+        raise ModelError(
+            f"The model cannot be copied ({type(err).__name__}: {err}). A module keeps something "
+            "that copy.deepcopy refuses, often the result of an earlier forward pass; "
+            "set it to None, or keep its .detach()."
+        ) from err
 
 
 _LENGTHS: dict[str, tuple[tuple[str, int], ...]] = {
@@ -98,31 +108,29 @@ _LENGTHS: dict[str, tuple[tuple[str, int], ...]] = {
 }
 
 
-def _follow_attributes(module: nn.Module, prefix: str, plan: Plan) -> None:
-    """Set the widths that a module states about itself to those of its tensors."""
+def _follow_attributes(module: nn.Module, kept: Mapping[str, Mapping[int, IndexTable]]) -> None:
+    """Set the widths that a module states about itself to those of its tensors.
 
-    def kept(tensor: str) -> dict[int, IndexTable]:
-        return dict(plan.keep.get(f"{prefix}.{tensor}" if prefix else tensor, {}))
-
+    kept: kept indices per dimension of the module's own tensors.
+    """
     if isinstance(module, nn.modules.conv._ConvNd):
-        if kept("weight"):
-            _follow_convolution(module, kept("weight"), plan.shapes[f"{prefix}.weight".strip(".")])
+        if "weight" in kept:
+            _follow_convolution(module, kept["weight"])
         return
     for attribute, places in _LENGTHS.items():
         if not isinstance(getattr(module, attribute, None), int):
             continue
         for tensor, dim in places:
-            if dim in kept(tensor):
-                setattr(module, attribute, len(kept(tensor)[dim]))
+            if dim in kept.get(tensor, {}):
+                setattr(module, attribute, len(kept[tensor][dim]))
                 break
 
 
-def _follow_convolution(
-    conv: nn.modules.conv._ConvNd, kept: dict[int, IndexTable], old: tuple[int, ...]
-) -> None:
+def _follow_convolution(conv: nn.modules.conv._ConvNd, kept: Mapping[int, IndexTable]) -> None:
     if conv.groups > 1 and 0 in kept:
         # Whole groups went if some group kept nothing; else one position went in all of them.
-        conv.groups = len(np.unique(kept[0] // (old[0] // conv.groups)))
+        rows = conv.in_channels if conv.transposed else conv.out_channels
+        conv.groups = len(np.unique(kept[0] // (rows // conv.groups)))
     wide, narrow = conv.weight.shape[0], conv.weight.shape[1] * conv.groups
     if conv.transposed:
         conv.in_channels, conv.out_channels = wide, narrow

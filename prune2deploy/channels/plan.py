@@ -83,22 +83,31 @@ class Plan:
                 "Expected the plan.json that a run leaves beside its weights."
             ) from err
         for name, dims in plan.keep.items():
+            shape = plan.shapes[name]
             for dim, ids in dims.items():
-                length = plan.shapes[name][dim]
-                if not len(ids) or ids[0] < 0 or ids[-1] >= length or (np.diff(ids) <= 0).any():
+                if not 0 <= dim < len(shape) or not _are_indices(ids, shape[dim]):
                     raise ModelError(
-                        f"The plan keeps impossible indices of dimension {dim} of '{name}' "
-                        f"(length {length}). The file is damaged; use an intact copy."
+                        f"The plan keeps impossible indices of dimension {dim} of '{name}', "
+                        f"shape {shape}. The file is damaged; use an intact copy."
                     )
         return plan
 
     def then(self, second: Plan) -> Plan:
-        """One plan for this cut followed by `second`, a plan for the model this one leaves."""
+        """One plan for this cut followed by `second`, a plan for the model this one leaves.
+
+        Raises:
+            ModelError: `second` was made for a model of other shapes.
+        """
         keep = {name: dict(dims) for name, dims in self.keep.items()}
         shapes = dict(self.shapes)
         for name, dims in second.keep.items():
             if name not in shapes:
                 shapes[name] = second.shapes[name]
+            elif self.new_shape(name) != second.shapes[name]:
+                raise ModelError(
+                    f"The second plan expects '{name}' with shape {second.shapes[name]}, the first "
+                    f"leaves {self.new_shape(name)}. Make it for the model that the first leaves."
+                )
             mine = keep.setdefault(name, {})
             for dim, ids in dims.items():
                 mine[dim] = mine[dim][ids] if dim in mine else ids
@@ -110,6 +119,13 @@ class Plan:
         ]
         choices += [c for name, c in later.items() if name not in first]
         return Plan(keep, shapes, tuple(choices), self.notes + second.notes)
+
+
+def _are_indices(ids: IndexTable, length: int) -> bool:
+    """Whether these are ascending places in a dimension of this length, at least one."""
+    if ids.ndim != 1 or not len(ids):
+        return False
+    return bool(ids[0] >= 0 and ids[-1] < length and (np.diff(ids) > 0).all())
 
 
 def _from_document(document: Any) -> Plan:

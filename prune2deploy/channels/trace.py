@@ -8,11 +8,10 @@ simply what happens. Each operator call is passed to its rule in rules.py.
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -171,8 +170,11 @@ class Tracer:
         return self._keys
 
 
-class OperatorMode(TorchDispatchMode, ABC):
+class OperatorMode(TorchDispatchMode):
     """Shows a subclass every operator that runs inside the with-block."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -185,9 +187,9 @@ class OperatorMode(TorchDispatchMode, ABC):
                 return out
         return self.run(func, args, kwargs)
 
-    @abstractmethod
     def run(self, function: Any, args: Any, kwargs: Any) -> Any:
-        """Call the operator and return its result."""
+        """Call the operator and return its result; subclasses do something besides."""
+        raise NotImplementedError
 
 
 class _TraceMode(OperatorMode):
@@ -308,16 +310,27 @@ def _run(tracer: Tracer, model: nn.Module, inputs: Inputs) -> None:
                 f"{type(err).__name__}: {err}. Check 'model.input' and the model itself; "
                 "it must run in eval mode on these inputs before it can be pruned."
             ) from err
-        for leaf in tree_leaves(_plain(out)):
-            if isinstance(leaf, Tensor):
-                for ids in tracer.labels(leaf).dims:
-                    tracer.nodes.freeze(ids, "reaches the model's output")
+        found = output_tensors(out)
+        if not found:
+            raise ModelError(
+                f"The model's forward returns {type(out).__name__} and no tensor was found in it. "
+                "Return a tensor, or tensors in lists, dictionaries or dataclasses."
+            )
+        for tensor in found:
+            for ids in tracer.labels(tensor).dims:
+                tracer.nodes.freeze(ids, "reaches the model's output")
 
 
-def _plain(out: Any) -> Any:
-    """Turn dataclass outputs into dictionaries, so that their tensors are seen."""
-    fields = getattr(out, "__dataclass_fields__", None)
-    return {name: getattr(out, name) for name in fields} if fields else out
+def output_tensors(out: Any) -> list[Tensor]:
+    """All tensors in what a model returns: in lists, dictionaries and dataclasses."""
+    found: list[Tensor] = []
+    for leaf in tree_leaves(out):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif is_dataclass(leaf):
+            for part in fields(leaf):
+                found += output_tensors(getattr(leaf, part.name))
+    return found
 
 
 def _has_unused_parameters(tracer: Tracer, model: nn.Module) -> bool:

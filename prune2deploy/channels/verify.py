@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from prune2deploy.channels.cut import cut, mask
 from prune2deploy.channels.groups import matches
 from prune2deploy.channels.labels import tensors_of
 from prune2deploy.channels.plan import Plan
-from prune2deploy.channels.trace import Inputs, call_model, mode_kept
+from prune2deploy.channels.trace import Inputs, call_model, mode_kept, output_tensors
 from prune2deploy.errors import ModelError, nearest_name_hint
 
 if TYPE_CHECKING:
@@ -65,8 +64,7 @@ def try_plan(model: nn.Module, plan: Plan, inputs: Inputs) -> Trial:
 
 
 def _compare(got: Any, want: Any) -> Trial:
-    a = [x for x in tree_leaves(got) if isinstance(x, Tensor)]
-    b = [x for x in tree_leaves(want) if isinstance(x, Tensor)]
+    a, b = output_tensors(got), output_tensors(want)
     if [x.shape for x in a] != [x.shape for x in b]:
         shapes = f"{[tuple(x.shape) for x in a]} instead of {[tuple(x.shape) for x in b]}"
         return Trial(float("nan"), f"the output's shape changes: {shapes}")
@@ -74,8 +72,14 @@ def _compare(got: Any, want: Any) -> Trial:
     for x, y in zip(a, b, strict=True):
         if not y.numel() or not y.is_floating_point():
             continue
-        scale = float(y.abs().max())
-        gap = float((x - y).abs().max())
+        finite = y.isfinite()
+        if not torch.equal(x.isfinite(), finite):
+            return Trial(float("inf"))
+        if not finite.any():
+            worst = float("nan")
+            continue
+        scale = float(y[finite].abs().max())
+        gap = float((x - y)[finite].abs().max())
         worst = max(worst, gap / scale if scale > 0 else gap, key=lambda v: (v != v, v))
     return Trial(worst)
 

@@ -112,14 +112,14 @@ class CCPrune(Method[CCPruneOptions]):
         scores: list[Tensor | None] = []
         for group in context.graph.groups:
             weights = filters(context, group)
-            gammas = [g.mean(dim=1) for g in scales(context, group)]
+            gammas = [g.abs().mean(dim=1) for g in scales(context, group)]
             if not weights or not gammas:
                 scores.append(None)
                 continue
             if len(weights) != len(gammas):
                 # Layers and norms do not pair up (a norm shared by two layers): judge each
                 # layer with the mean scale of its channels.
-                gammas = [torch.stack([g.abs() for g in gammas]).mean(dim=0)] * len(weights)
+                gammas = [torch.stack(gammas).mean(dim=0)] * len(weights)
             parts = [
                 score(w, g, self.settings.combine, self.settings.layer_norm)
                 for w, g in zip(weights, gammas, strict=True)

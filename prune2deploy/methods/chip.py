@@ -42,6 +42,8 @@ from prune2deploy.methods.base import Context, Method, MethodOptions, require_so
 NODES = 128
 LOWEST, HIGHEST = -20.0, 14.0
 """The integral runs over s = largest singular value * exp(u), u between these."""
+ENTRIES_AT_ONCE = 2**24
+"""Entries of feature maps in float64 at one time: 128 MiB, a batch of large maps would be GiBs."""
 
 
 def channel_independence(maps: Tensor) -> Tensor:
@@ -153,14 +155,25 @@ def _independences(
     """Per group that appears in a layer's input: the sum of CI over images, shape (size,)."""
     if activation.dim() > 2:
         maps = activation.movedim(readers[0][1].dim, 1).flatten(2)
-        values = channel_independence(maps).sum(dim=0)
+        values = _sum_over_images(maps)
         for number, tap in readers:
             yield number, tap, values[torch.from_numpy(tap.index)].sum(dim=1)
         return
     for number, tap in readers:
         # A flattened map: each channel's positions lie side by side in one row.
         maps = activation[:, torch.from_numpy(tap.index)]
-        yield number, tap, channel_independence(maps).sum(dim=0)
+        yield number, tap, _sum_over_images(maps)
+
+
+def _sum_over_images(maps: Tensor) -> Tensor:
+    """Channel independence of maps (images, C, positions), summed to shape (C,)."""
+    if not torch.isfinite(maps).all():
+        raise MethodError(
+            "chip met feature maps that hold NaN or inf. Check the checkpoint, and that the "
+            "images are normalised as in training."
+        )
+    few = max(1, ENTRIES_AT_ONCE // maps[0].numel())
+    return torch.stack([channel_independence(m).sum(dim=0) for m in maps.split(few)]).sum(dim=0)
 
 
 def _total(

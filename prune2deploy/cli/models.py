@@ -1,0 +1,113 @@
+"""Commands that take a model: inspect, export, profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prune2deploy import progress
+from prune2deploy.cli.output import show
+from prune2deploy.cli.session import session
+from prune2deploy.cli.values import (
+    ArgsOption,
+    ClassesOption,
+    InputOption,
+    ModelArgument,
+    parse_args,
+    parse_shape,
+)
+
+CheckpointOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Trained weights of the model.")
+]
+
+
+def inspect(
+    model: ModelArgument,
+    input_shape: InputOption = None,
+    checkpoint: CheckpointOption = None,
+    classes: ClassesOption = None,
+    args: ArgsOption = None,
+) -> None:
+    """Show which channels of a model can be cut together, and what is frozen and why."""
+    shape, keywords = parse_shape(input_shape, model), parse_args(args)
+    with session():
+        with progress.task("Loading PyTorch"):
+            from prune2deploy.pipeline import inspect_model
+            from prune2deploy.report import groups_table
+
+        graph = inspect_model(
+            model,
+            args=keywords,
+            checkpoint=checkpoint,
+            input_shape=shape,
+            num_classes=classes,
+            base_dir=Path.cwd(),
+        )
+        show(groups_table(graph))
+
+
+def export(
+    model: ModelArgument,
+    onnx: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="ONNX file to write.")],
+    input_shape: InputOption = None,
+    checkpoint: CheckpointOption = None,
+    classes: ClassesOption = None,
+    args: ArgsOption = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images per run, fixed in the file.")] = 1,
+    opset: Annotated[
+        int | None, typer.Option(min=13, help="ONNX operator set.  [default: the exporter's]")
+    ] = None,
+    simplify: Annotated[bool, typer.Option(help="Run onnx-simplifier over the file.")] = True,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest relative difference from PyTorch that is accepted.")
+    ] = 1e-4,
+) -> None:
+    """Write a model as ONNX, batch norms folded, and compare it with PyTorch."""
+    shape, keywords = parse_shape(input_shape, model), parse_args(args)
+    with session():
+        with progress.task("Loading PyTorch"):
+            from prune2deploy.export import export_model_file
+            from prune2deploy.models import load_model
+
+        network = load_model(
+            model, keywords, base_dir=Path.cwd(), num_classes=classes, checkpoint=checkpoint
+        )
+        parity = export_model_file(
+            network,
+            onnx,
+            input_shape=shape,
+            batch=batch,
+            opset=opset,
+            simplify=simplify,
+            tolerance=tolerance,
+        )
+        show(
+            f"Wrote {onnx}",
+            f"Largest difference from PyTorch over {parity.samples} random inputs: "
+            f"{parity.max_abs_diff:.2g} absolute, {parity.max_rel_diff:.2g} relative",
+        )
+
+
+def profile(
+    models: Annotated[
+        list[Path],
+        typer.Argument(metavar="MODEL.onnx...", help="ONNX files; the first is the baseline."),
+    ],
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images per run, where the file leaves it open.")
+    ] = None,
+    min_time_s: Annotated[
+        float, typer.Option("--min-time", metavar="SECONDS", help="Timed runs, for each model.")
+    ] = 5.0,
+) -> None:
+    """Time ONNX models on this machine; two or more are compared in turns."""
+    with session():
+        from prune2deploy.latency import ProfileOptions, format_result
+        from prune2deploy.latency import profile as measure
+
+        options = ProfileOptions(threads=threads, batch=batch, min_time_s=min_time_s)
+        show(format_result(measure(models, options=options)))

@@ -1,0 +1,34 @@
+"""Results on standard output: tables and text that stay whole in a pipe."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+# A pipe has no width; wide enough that no table is squeezed into eighty columns.
+_PIPE_WIDTH = 240
+
+
+def console() -> Console:
+    """Return a console on standard output."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+
+
+def show(*results: RenderableType) -> None:
+    """Print tables, or texts as they are: without markup and never wrapped in a pipe."""
+    out = console()
+    for result in results:
+        out.print(result, markup=False, soft_wrap=isinstance(result, str))
+
+
+def make_output_safe() -> None:
+    """Let characters that the terminal's encoding lacks become '?' instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")

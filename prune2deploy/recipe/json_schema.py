@@ -1,0 +1,42 @@
+"""The recipe's JSON Schema, for completion and checks in editors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prune2deploy.methods.catalog import METHODS, MethodInfo
+from prune2deploy.recipe.schema import Recipe
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a recipe as it is written, with every method's options inline."""
+    schema = Recipe.model_json_schema()
+    prune = schema["$defs"]["PruneSection"]
+    # One form per method, told apart by the method's name: an editor then completes its
+    # options, and refuses those of another.
+    schema["$defs"]["PruneSection"] = {
+        "description": prune["description"],
+        "oneOf": [_prune_by(method, prune) for method in METHODS.values()],
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "prune2deploy recipe",
+    }
+
+
+def _prune_by(method: MethodInfo, prune: dict[str, Any]) -> dict[str, Any]:
+    shared = {key: value for key, value in prune["properties"].items() if key != "options"}
+    name = {"const": method.name, "description": method.summary}
+    form = {
+        **prune,
+        "title": method.name,
+        "properties": {
+            **shared,
+            "method": name,
+            **method.options.model_json_schema().get("properties", {}),
+        },
+    }
+    if method.needs_training:
+        form["required"] = [*prune["required"], "train"]
+    return form

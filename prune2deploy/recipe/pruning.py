@@ -1,0 +1,163 @@
+"""The section `prune`: by which method, how much, and when."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
+
+from prune2deploy.errors import nearest_name_hint
+from prune2deploy.methods.catalog import METHODS
+from prune2deploy.recipe.fields import Key, Section, Share
+from prune2deploy.recipe.training import TrainSection
+
+
+def _share_or_table(value: object) -> str:
+    return "table" if isinstance(value, dict) else "share"
+
+
+class BudgetSection(Section):
+    """How much of the original is kept, in exactly one unit."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+
+    macs: Share | None = Field(default=None, description="Share of the multiply-accumulates kept.")
+    params: Share | None = Field(default=None, description="Share of the parameters kept.")
+    channels: (
+        Annotated[
+            Annotated[Share, Tag("share")]
+            | Annotated[dict[str, Share], Field(min_length=1), Tag("table")],
+            Discriminator(_share_or_table),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="Share of the channels kept: one number for every group, or a number per "
+        "pattern of layer names, such as {'layer1.*': 0.7}.",
+    )
+
+    def misfits(self) -> list[tuple[Key, str]]:
+        """The unit."""
+        named = list(self.target())
+        if len(named) == 1:
+            return []
+        found = " and ".join(named) or "nothing"
+        return [
+            (
+                (),
+                f"should name exactly one of macs, params and channels, found {found}. "
+                "To replace it on the command line: --set 'prune.budget={params: 0.5}'",
+            )
+        ]
+
+    def target(self) -> dict[str, float | dict[str, float]]:
+        """Return the one unit with its share, as `prune2deploy.plan` takes it."""
+        values = {"macs": self.macs, "params": self.params, "channels": self.channels}
+        return {unit: share for unit, share in values.items() if share is not None}
+
+
+class ScheduleSection(Section):
+    """When to prune: all at once, or in rounds with training in between."""
+
+    kind: Literal["one_shot", "iterative"] = Field(
+        default="one_shot",
+        description="one_shot: everything at once; iterative: score, cut, train, again.",
+    )
+    rounds: int = Field(default=1, ge=1, description="Rounds of an iterative schedule.")
+    finetune_epochs: float = Field(
+        default=1.0, ge=0, description="Epochs between two rounds, with the settings of 'finetune'."
+    )
+
+    def misfits(self) -> list[tuple[Key, str]]:
+        """What belongs to rounds only."""
+        problems: list[tuple[Key, str]] = []
+        if self.kind == "one_shot" and self.rounds != 1:
+            problems.append(
+                (
+                    ("rounds",),
+                    f"one_shot has 1 round, found {self.rounds}. For more, write kind: iterative",
+                )
+            )
+        if self.kind == "one_shot" and self.finetune_epochs != 1:
+            problems.append((("finetune_epochs",), "is used by 'kind: iterative' only"))
+        return problems
+
+
+class PruneSection(Section):
+    """What is removed. The method's own options are written here too, beside these keys."""
+
+    method: str = Field(description="Pruning method; 'prune2deploy methods' lists them.")
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        validate_default=True,
+        description="The method's options, complete with their defaults.",
+    )
+    budget: BudgetSection = Field(description="How much of the original is kept.")
+    round_to: int = Field(
+        default=8,
+        ge=1,
+        description="Widths are multiples of this; 8 suits most CPUs, 16 or 32 GPUs.",
+    )
+    min_channels: int | None = Field(
+        default=None,
+        ge=1,
+        description="Fewest channels a layer may keep; left out: the budget decides.",
+    )
+    normalize: Literal["mean", "max", "l2", "rank", "none"] | None = Field(
+        default=None,
+        description="How scores are made comparable between layers; "
+        "left out: the method's own way. 'none' compares them as they are.",
+    )
+    exclude: tuple[str, ...] = Field(
+        default=(),
+        description="Patterns of layer or parameter names that are not cut, such as 'layer4.*'.",
+    )
+    schedule: ScheduleSection = Field(
+        default=ScheduleSection(), description="When to prune; left out: all at once."
+    )
+    train: TrainSection | None = Field(
+        default=None,
+        description="Training before the scores are taken, with the method's penalties; "
+        "methods that learn their scores need it.",
+    )
+    recalibrate: int = Field(
+        default=32,
+        ge=0,
+        description="Training batches that renew the batch-norm statistics after a cut.",
+    )
+
+    @field_validator("method")
+    @classmethod
+    def _method_exists(cls, name: str) -> str:
+        if name not in METHODS:
+            raise ValueError(
+                f"no pruning method is named '{name}'. {nearest_name_hint(name, METHODS)} "
+                "'prune2deploy methods' says what each does"
+            )
+        return name
+
+    @field_validator("options")
+    @classmethod
+    def _options_fit_the_method(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "method" not in info.data:
+            return value
+        return METHODS[info.data["method"]].options.model_validate(value).model_dump()
+
+    def misfits(self) -> list[tuple[Key, str]]:
+        """The training that the method needs."""
+        if self.train is not None or not METHODS[self.method].needs_training:
+            return []
+        return [
+            (
+                ("train",),
+                f"missing; {self.method} learns its scores in a training run. "
+                "Add for example: train: {epochs: 40, lr: 0.05}",
+            )
+        ]

@@ -1,0 +1,221 @@
+"""The sections of a recipe around pruning: model, data, export, profile, gates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, field_validator
+
+from prune2deploy.recipe.fields import Key, Section
+from prune2deploy.recipe.sources import DATA_KINDS, DATA_NAMES, MODEL_KINDS, check_source
+
+Positive = Annotated[int, Field(ge=1)]
+
+_DEVICES = ("local",)
+
+
+class ModelSection(Section):
+    """Where the trained network comes from."""
+
+    source: str = Field(
+        description="torchvision:NAME, timm:NAME, cifar:resnet56 (also 20, 32, 44, 110), "
+        "digits:convnet, or path/to/model.py:function."
+    )
+    args: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments for the function that builds it."
+    )
+    checkpoint: Path | None = Field(
+        default=None, description="Trained weights: .safetensors, .pt, .pth or .th."
+    )
+    input: tuple[Positive, Positive, Positive] = Field(
+        description="Shape of one input: [channels, height, width]."
+    )
+
+    @field_validator("source")
+    @classmethod
+    def _source_has_a_known_form(cls, source: str) -> str:
+        return check_source(source, "model source", kinds=MODEL_KINDS)
+
+
+class Statistics(Section):
+    """Mean and deviation per channel of images between 0 and 1."""
+
+    mean: tuple[float, ...] = Field(description="Subtracted, one per channel.")
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        description="Divided by, one per channel."
+    )
+
+
+class AugmentSection(Section):
+    """Changes to training images; evaluation never uses them."""
+
+    flip: bool = Field(default=False, description="Mirror half of the images.")
+    crop_padding: int = Field(
+        default=0, ge=0, description="Shift by up to this many pixels; 4 is usual for 32×32 images."
+    )
+    resized_crop: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Cut out a random part of at least this share of the image and resize it; "
+        "usual for photographs, with 0.08 to 0.5.",
+    )
+
+
+def _name_or_statistics(value: object) -> str:
+    return "statistics" if isinstance(value, (dict, Statistics)) else "name"
+
+
+class DataSection(Section):
+    """Where the images come from. Training, validation and test images never mix."""
+
+    source: str = Field(
+        description="imagefolder, digits, npz, torchvision:NAME (such as torchvision:CIFAR10), "
+        "or path/to/data.py:function."
+    )
+    root: Path | None = Field(
+        default=None, description="Folder of the images, or the .npz file; not used by digits."
+    )
+    args: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments for the source."
+    )
+    val: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the training images set aside for early stopping.",
+    )
+    test: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Share of all images set aside, where there is no test set.",
+    )
+    normalize: Annotated[
+        Annotated[Literal["imagenet", "cifar10", "none"], Tag("name")]
+        | Annotated[Statistics, Tag("statistics")],
+        Discriminator(_name_or_statistics),
+    ] = Field(
+        default="imagenet",
+        description="Statistics the network was trained with: imagenet, cifar10, none, "
+        "or {mean: [...], std: [...]}.",
+    )
+    augment: AugmentSection = Field(
+        default=AugmentSection(), description="Changes to training images."
+    )
+    batch_size: int = Field(default=128, ge=1, description="Images per batch.")
+    workers: int | None = Field(
+        default=None, ge=0, description="Processes that read images; left out: chosen for the data."
+    )
+    on_bad_image: Literal["fail", "skip"] = Field(
+        default="fail",
+        description="What an unreadable image does: stop with its name, or be left out.",
+    )
+    resize: int | None = Field(
+        default=None, ge=1, description="Shorter side before the centre crop to the model's input."
+    )
+    cache: Literal["auto", "memory", "disk"] = Field(
+        default="auto",
+        description="memory: decode every image once; disk: read again each epoch; "
+        "auto: memory if they are small.",
+    )
+
+    @field_validator("source")
+    @classmethod
+    def _source_has_a_known_form(cls, source: str) -> str:
+        return check_source(source, "data source", DATA_NAMES, DATA_KINDS)
+
+    def misfits(self) -> list[tuple[Key, str]]:
+        """Root, statistics, and what is left to train on."""
+        problems: list[tuple[Key, str]] = []
+        if self.source == "digits" and self.root is not None:
+            problems.append((("root",), "is not used by 'digits', which is built in; remove it"))
+        kind = self.source.partition(":")[0]
+        if self.root is None and kind in ("imagefolder", "npz", "torchvision"):
+            wanted = "the .npz file" if kind == "npz" else "the folder of the images"
+            problems.append(
+                (("root",), f"missing; it names {wanted}. Write it, or add --set data.root=PATH")
+            )
+        if isinstance(self.normalize, Statistics):
+            found = len(self.normalize.mean), len(self.normalize.std)
+            if found[0] != found[1]:
+                problems.append(
+                    (
+                        ("normalize",),
+                        f"mean and std should be equally long, found {found[0]} and {found[1]}",
+                    )
+                )
+        if self.val + (self.test or 0) >= 1:
+            problems.append(
+                (("val",), f"with test leaves no training images: {self.val:g} + {self.test:g}")
+            )
+        return problems
+
+
+class OnnxSection(Section):
+    """The ONNX file."""
+
+    opset: int | None = Field(
+        default=None, ge=13, description="ONNX operator set; left out: chosen by the exporter."
+    )
+    batch: int = Field(default=1, ge=1, description="Images per run, fixed in the file.")
+    simplify: bool = Field(default=True, description="Run onnx-simplifier over the file.")
+    tolerance: float = Field(
+        default=1e-4, gt=0, description="Largest relative difference from PyTorch that is accepted."
+    )
+
+
+class ExportSection(Section):
+    """What is written for the device."""
+
+    onnx: OnnxSection = Field(default=OnnxSection(), description="The ONNX file.")
+
+
+class ProfileSection(Section):
+    """Where and how the latency is measured."""
+
+    on: tuple[str, ...] = Field(
+        default=_DEVICES,
+        min_length=1,
+        description="Devices to measure on; 'local' is this machine.",
+    )
+    threads: int = Field(default=1, ge=1, description="Threads of the runtime.")
+    min_time_s: float = Field(
+        default=5.0, gt=0, description="Seconds of timed runs per model, at the least."
+    )
+    batch: int = Field(default=1, ge=1, description="Images per run; the ONNX file's batch.")
+
+    @field_validator("on")
+    @classmethod
+    def _devices_exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in names if name not in _DEVICES]
+        if unknown:
+            raise ValueError(
+                f"no device is named '{unknown[0]}': only 'local', this machine, exists in this "
+                "version"
+            )
+        if len(set(names)) != len(names):
+            raise ValueError(f"names a device twice: {', '.join(names)}")
+        return names
+
+
+class GatesSection(Section):
+    """What the result must hold; if one fails, the exit code is 3 and everything is kept."""
+
+    max_accuracy_drop: float | None = Field(
+        default=None,
+        ge=0,
+        description="Largest loss of accuracy on the test images, in percentage points.",
+    )
+    min_speedup: float | None = Field(
+        default=None, gt=0, description="Smallest speed-up of the pruned network over the original."
+    )
+    max_latency_ms: float | None = Field(
+        default=None, gt=0, description="Largest median latency in milliseconds."
+    )
+    max_size_mb: float | None = Field(
+        default=None,
+        gt=0,
+        description="Largest size of the ONNX file, in units of 1,000,000 bytes.",
+    )

@@ -1,0 +1,28 @@
+"""Training, evaluation, and what a network is for (its task)."""
+
+from __future__ import annotations
+
+from prune2deploy.train.evaluation import evaluate, recalibrate_batchnorm
+from prune2deploy.train.history import EpochRecord, History
+from prune2deploy.train.loop import fit
+from prune2deploy.train.precision import cpu_bf16_features, resolve_precision
+from prune2deploy.train.settings import Distillation, Hooks, TrainSettings
+from prune2deploy.train.tasks import TASKS, Classification, Task, distillation_loss, load_task
+
+__all__ = [
+    "TASKS",
+    "Classification",
+    "Distillation",
+    "EpochRecord",
+    "History",
+    "Hooks",
+    "Task",
+    "TrainSettings",
+    "cpu_bf16_features",
+    "distillation_loss",
+    "evaluate",
+    "fit",
+    "load_task",
+    "recalibrate_batchnorm",
+    "resolve_precision",
+]

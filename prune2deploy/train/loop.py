@@ -1,0 +1,328 @@
+"""The training loop: SGD on Lightning Fabric, in place."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prune2deploy import progress
+from prune2deploy.data import DataSource, Loader
+from prune2deploy.data.order import seed_from
+from prune2deploy.errors import TrainingError
+from prune2deploy.train.engine import Engine, placed
+from prune2deploy.train.evaluation import evaluate, map_tensors
+from prune2deploy.train.history import EpochRecord, History
+from prune2deploy.train.schedule import learning_rate
+from prune2deploy.train.settings import Hooks, TrainSettings
+from prune2deploy.train.tasks import Task, task_distillation_loss
+
+logger = logging.getLogger(__name__)
+
+# Reading the loss makes a GPU wait, so there it is looked at only so often.
+_STEPS_BETWEEN_CHECKS_ON_GPU = 20
+
+
+def fit(
+    model: nn.Module,
+    task: Task,
+    data: DataSource,
+    settings: TrainSettings,
+    *,
+    hooks: Hooks | None = None,
+    teacher: nn.Module | None = None,
+    seed: int = 0,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+    label: str = "Training",
+) -> History:
+    """Train a model in place; it ends in eval mode, on the device where it was.
+
+    Each step: loss and `hooks.extra_loss`, backward, `hooks.after_backward`, gradient
+    clipping, optimizer, `hooks.after_step`, learning rate. With the same seed, threads
+    and processor a float32 run on the CPU gives the same weights bit by bit.
+
+    Args:
+        model: its train-mode output goes to `task.loss`.
+        task: the loss, and the metric for early stopping.
+        data: "train" is trained on, "val" is measured after each epoch if there is one.
+        settings: see `TrainSettings`.
+        hooks: of a pruning method.
+        teacher: network to distil from; not changed. Needs `settings.distill`.
+        seed: of order, augmentation and dropout.
+        on_epoch: called after each epoch.
+        label: for the progress bar.
+
+    Raises:
+        TrainingError: settings that do not fit the data or the task, or a loss that is
+            no longer finite; the model then has the last good weights.
+    """
+    _check(task, data, settings, teacher)
+    if settings.label_smoothing:
+        task = task.with_label_smoothing(settings.label_smoothing)  # type: ignore[attr-defined]
+    engine = Engine(settings)
+    model.eval()
+    with placed(engine, data.input_shape, model, teacher):
+        run = _Run(engine, model, task, data, settings, hooks, teacher, seed)
+        return run.train(on_epoch, label)
+
+
+def _check(
+    task: Task, data: DataSource, settings: TrainSettings, teacher: nn.Module | None
+) -> None:
+    if (settings.distill is None) != (teacher is None):
+        raise TrainingError(
+            "Distillation needs both its settings and a teacher; only one was given. "
+            "Give both, or neither."
+        )
+    if settings.early_stop_patience is not None and not data.size("val"):
+        raise TrainingError(
+            "Early stopping needs a val set, and the data has none. Set data.val to a share of "
+            "the training images, such as 0.1, or remove early_stop."
+        )
+    if settings.label_smoothing and not hasattr(task, "with_label_smoothing"):
+        raise TrainingError(
+            f"Task {type(task).__name__} has no with_label_smoothing, and label_smoothing is "
+            f"{settings.label_smoothing:g}. Remove it, or add the method to the task."
+        )
+
+
+class _Run:
+    """The state of one run."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        model: nn.Module,
+        task: Task,
+        data: DataSource,
+        settings: TrainSettings,
+        hooks: Hooks | None,
+        teacher: nn.Module | None,
+        seed: int,
+    ) -> None:
+        self.engine = engine
+        self.model = model
+        self.task = task
+        self.data = data
+        self.settings = settings
+        self.hooks = hooks
+        self.teacher = teacher
+        self.seed = seed
+        self.wrapped, self.optimizer = engine.setup(model)
+        steps_per_epoch = len(self.loader(0))
+        self.total_steps = max(1, round(settings.epochs * steps_per_epoch))
+        self.warmup_steps = round(settings.warmup_epochs * steps_per_epoch)
+        self.step_number = 0
+        self.good = weights_of(model)
+
+    def loader(self, epoch: int) -> Loader:
+        """Return the training batches of an epoch."""
+        return self.data.loader(
+            "train",
+            batch_size=self.settings.batch_size,
+            shuffle=True,
+            augment=True,
+            seed=self.seed,
+            epoch=epoch,
+            # A batch norm cannot train on one image per device.
+            min_batch=2 * self.engine.ranks,
+            shard=(self.engine.rank, self.engine.ranks),
+            channels_last=self.engine.channels_last,
+        )
+
+    def train(self, on_epoch: Callable[[EpochRecord], None] | None, label: str) -> History:
+        """Train all epochs."""
+        history = History(self.engine.precision)
+        best = _Best(self.task, self.settings.early_stop_patience)
+        start = time.perf_counter()
+        with progress.task(label, total=self.total_steps) as shown:
+            while self.step_number < self.total_steps and not history.stopped_early:
+                record = self.train_epoch(len(history.epochs), shown)
+                history.epochs.append(record)
+                history.stopped_early = best.see(record, self.model)
+                logger.info("%s: %s", label, _text(record))
+                if on_epoch is not None:
+                    on_epoch(record)
+        if best.weights is not None:
+            self.model.load_state_dict(best.weights)
+            history.best_epoch = best.epoch
+        self.optimizer.zero_grad()
+        history.seconds = time.perf_counter() - start
+        return history
+
+    def train_epoch(self, epoch: int, shown: progress.Task) -> EpochRecord:
+        """Train one epoch, or what is left of the run, and measure the val set."""
+        self.wrapped.train()
+        candidate = weights_of(self.model)
+        total_loss = torch.zeros((), device=self.engine.device)
+        steps, images_seen, checked_at = 0, 0, 0
+        every = 1 if self.engine.device.type == "cpu" else _STEPS_BETWEEN_CHECKS_ON_GPU
+        steps_left = self.total_steps - self.step_number
+        start = time.perf_counter()
+        with _seeded(self.engine.device, seed_from(self.seed, epoch, self.engine.rank)):
+            for images, targets in self.loader(epoch):
+                lr = self.set_learning_rate()
+                loss = self.step(images, targets)
+                total_loss += loss * len(images)
+                steps += 1
+                images_seen += len(images)
+                if steps - checked_at >= every:
+                    self.check_finite(total_loss, epoch, steps, lr)
+                    # Its loss is known now, so these weights are good to fall back on.
+                    self.good = candidate
+                    shown.advance(steps - checked_at, info=f"loss {float(loss):.3f}")
+                    checked_at = steps
+                if steps == steps_left:
+                    break
+        if steps == 0:
+            raise TrainingError("No training image could be read. Check data.root.")
+        loss_sum = self.check_finite(total_loss, epoch, steps, lr)
+        if self.step_number == self.total_steps:
+            # No step follows whose loss would tell.
+            self.check_finite(_magnitude(self.model), epoch, steps, lr)
+        shown.advance(steps - checked_at)
+        everybodys = self.engine.sum_over_ranks(total_loss.new_tensor(images_seen))
+        rate = everybodys / (time.perf_counter() - start)
+        self.engine.share_buffers(self.model)
+        return EpochRecord(epoch + 1, steps, loss_sum / everybodys, lr, rate, self.validate())
+
+    def set_learning_rate(self) -> float:
+        """Set and return the rate of the step that comes, and count it."""
+        lr = learning_rate(self.step_number, self.total_steps, self.warmup_steps, self.settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.step_number += 1
+        return lr
+
+    def step(self, images: Tensor, targets: Any) -> Tensor:
+        """Do one step and return its loss, penalties included, without its graph."""
+        images = self.engine.to_device(images)
+        targets = map_tensors(targets, self.engine.to_device)
+        self.optimizer.zero_grad()
+        with _small_batch_explained(len(images)):
+            loss = self.loss(images, targets)
+        self.engine.backward(loss)
+        if self.hooks is not None:
+            self.hooks.after_backward()
+        if self.settings.grad_clip is not None:
+            self.engine.clip_gradients(self.wrapped, self.optimizer, self.settings.grad_clip)
+        self.optimizer.step()
+        if self.hooks is not None:
+            self.hooks.after_step()
+        return loss.detach()
+
+    def loss(self, images: Tensor, targets: Any) -> Tensor:
+        """Return the loss with the teacher's part and the method's penalty."""
+        output = self.wrapped(images)
+        loss = self.task.loss(output, targets)
+        distill = self.settings.distill
+        if self.teacher is not None and distill is not None:
+            with torch.no_grad(), self.engine.autocast():
+                answer = self.teacher(images)
+            answer = map_tensors(answer, lambda tensor: tensor.float())
+            lesson = task_distillation_loss(self.task, output, answer, distill.temperature)
+            loss = (1 - distill.alpha) * loss + distill.alpha * lesson
+        penalty = None if self.hooks is None else self.hooks.extra_loss()
+        return loss if penalty is None else loss + penalty
+
+    def validate(self) -> dict[str, float] | None:
+        """Return the task's figures on the val set, if there is one."""
+        if not self.data.size("val"):
+            return None
+        loader = self.data.loader(
+            "val", batch_size=self.settings.batch_size, channels_last=self.engine.channels_last
+        )
+        return evaluate(
+            self.model, self.task, loader, precision=self.engine.precision, label="Validating"
+        )
+
+    def check_finite(self, value: Tensor, epoch: int, step: int, lr: float) -> float:
+        """Return the sum over all processes; if not finite, stop with the last good weights."""
+        total = self.engine.sum_over_ranks(value)
+        if math.isfinite(total):
+            return total
+        self.model.load_state_dict(self.good)
+        advice = f"lower lr (try {self.settings.lr / 10:g}), add warmup_epochs or grad_clip"
+        if self.engine.precision == "bf16":
+            advice += ", or set precision: fp32"
+        if self.step_number == 1:
+            advice = (
+                "check the checkpoint and the data for NaN and inf; if they are clean, " + advice
+            )
+        raise TrainingError(
+            f"The loss is no longer finite in epoch {epoch + 1}, at or shortly before its step "
+            f"{step} (learning rate {lr:.3g}). The model has its last good weights again, from "
+            f"the start of an epoch. Then: {advice}."
+        )
+
+
+class _Best:
+    """Watches the val metric; keeps the best weights if early stopping is on."""
+
+    def __init__(self, task: Task, patience: int | None) -> None:
+        self.task = task
+        self.patience = patience
+        self.value = 0.0
+        self.epoch = 0
+        self.weights: dict[str, Any] | None = None
+
+    def see(self, record: EpochRecord, model: nn.Module) -> bool:
+        """Take note of an epoch; return whether it is time to stop."""
+        if self.patience is None or record.val is None:
+            return False
+        value = record.val[self.task.metric]
+        better = value > self.value if self.task.higher_is_better else value < self.value
+        if self.weights is None or better:
+            self.value, self.epoch, self.weights = value, record.epoch, weights_of(model)
+        return record.epoch - self.epoch >= self.patience
+
+
+def weights_of(model: nn.Module) -> dict[str, Any]:
+    """Return a copy of the model's state."""
+    return {
+        name: value.clone() if isinstance(value, Tensor) else value
+        for name, value in model.state_dict().items()
+    }
+
+
+def _magnitude(model: nn.Module) -> Tensor:
+    """Return a scalar that is finite if and only if all weights are."""
+    with torch.no_grad():
+        largest = [p.abs().max() for p in model.parameters() if p.numel()]
+        # A mean, because a sum of huge weights may be infinite by itself.
+        return (torch.stack(largest) / len(largest)).sum()
+
+
+@contextmanager
+def _small_batch_explained(images: int) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as err:
+        if "more than 1 value per channel" not in str(err):
+            raise
+        raise TrainingError(
+            f"A batch norm cannot train on a batch of {images} image(s) of this size. "
+            "Raise data.batch_size to at least 2 per device."
+        ) from err
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch's own generators for the with-block, and put them back."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _text(record: EpochRecord) -> str:
+    val = "" if record.val is None else f", val {record.val}"
+    return (
+        f"epoch {record.epoch}, {record.steps} steps, loss {record.loss:.4f}, "
+        f"lr {record.lr:.3g}, {record.images_per_s:.0f} images/s{val}"
+    )

@@ -1,0 +1,295 @@
+"""Each command parses, calls and prints; what it calls is a stand-in here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import Result
+
+from prune2deploy.errors import BudgetError
+from prune2deploy.recipe import Recipe, parse_recipe
+
+Call = Callable[..., Result]
+Room = Callable[..., None]
+
+
+class Recorder:
+    """Remembers how it was called, and answers what it was told to."""
+
+    def __init__(self, answer: Any = None) -> None:
+        self.answer = answer
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        self.calls.append((args, keywords))
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+    @property
+    def only(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        (call,) = self.calls
+        return call
+
+
+def finished(*, held: bool) -> SimpleNamespace:
+    return SimpleNamespace(folder=Path("/runs/x"), metrics="the figures", gates_held=held)
+
+
+@pytest.mark.parametrize(("held", "code"), [(True, 0), (False, 3)])
+def test_run_prints_the_results_and_exits_by_the_gates(
+    call: Call, room: Room, recipe: Path, held: bool, code: int
+) -> None:
+    runner = Recorder(finished(held=held))
+    room("pipeline", run_recipe=runner)
+    room("report", results_table=lambda metrics: f"table of {metrics}")
+    result = call("run", recipe, "--set", "seed=7", "--set", "finetune={epochs: 1, lr: .1}")
+    assert result.exit_code == code
+    assert result.stdout == "table of the figures\nEverything is in /runs/x\n"
+    (loaded, output), _ = runner.only
+    assert isinstance(loaded, Recipe)
+    assert loaded.seed == 7
+    assert loaded.finetune is not None
+    assert output is None
+
+
+def test_run_takes_an_output_folder(call: Call, room: Room, recipe: Path) -> None:
+    runner = Recorder(finished(held=True))
+    room("pipeline", run_recipe=runner)
+    room("report", results_table=str)
+    call("run", recipe, "--output", "some/folder")
+    assert runner.only[0][1] == Path("some/folder")
+
+
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [
+        ([], "runs/recipe, or the highest-numbered folder of that name"),
+        (["--output", "here"], "here"),
+    ],
+)
+def test_an_interrupted_run_says_where_its_files_are(
+    call: Call, room: Room, recipe: Path, options: list[str], place: str
+) -> None:
+    room("pipeline", run_recipe=Recorder(KeyboardInterrupt()))
+    room("report", results_table=str)
+    result = call("run", recipe, *options)
+    assert result.exit_code == 130
+    assert f"interrupted. What was finished is kept in {place}." in result.stderr
+    assert result.stdout == ""
+
+
+def test_an_error_in_the_run_is_told_without_a_traceback(
+    call: Call, room: Room, recipe: Path
+) -> None:
+    room("pipeline", run_recipe=Recorder(BudgetError("cannot reach 0.01 of the MACs")))
+    room("report", results_table=str)
+    result = call("run", recipe)
+    assert result.exit_code == 1
+    assert "error: cannot reach 0.01 of the MACs\n" in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_a_slip_in_the_recipe_is_told_before_anything_is_imported(
+    call: Call, room: Room, recipe: Path, command: str
+) -> None:
+    room("pipeline")  # importing anything from it would fail
+    room("report")
+    recipe.write_text(recipe.read_text() + "gate: {min_speedup: 2}\n")
+    result = call(command, recipe, "--set", "seed=x")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "error: 2 problems in the recipe\n"
+        f"  {recipe}:5: gate: unknown key. Did you mean 'gates'?\n"
+        "  --set seed: should be a valid integer, found 'x'\n"
+    )
+
+
+def test_a_missing_recipe_is_an_error_of_the_user(call: Call, tmp_path: Path) -> None:
+    result = call("run", tmp_path / "none.yaml")
+    assert result.exit_code == 1
+    assert "no such recipe" in result.stderr
+
+
+def test_check_prints_its_report(call: Call, room: Room, recipe: Path) -> None:
+    checker = Recorder("the report")
+    room("pipeline", check_recipe=checker)
+    room("report", check_table=lambda report: f"table of {report}")
+    result = call("check", recipe, "--set", "seed=3")
+    assert (result.exit_code, result.stdout) == (0, "table of the report\n")
+    assert checker.only[0][0].seed == 3
+
+
+def test_inspect_passes_everything_on(call: Call, room: Room) -> None:
+    inspector = Recorder("the graph")
+    room("pipeline", inspect_model=inspector)
+    room("report", groups_table=lambda graph: f"table of {graph}")
+    result = call(
+        *("inspect", "mine.py:build", "--input", "3x64x32", "--classes", "7"),
+        *("--arg", "width=16", "--arg", "deep.er=no", "--checkpoint", "w.pt"),
+    )
+    assert (result.exit_code, result.stdout) == (0, "table of the graph\n")
+    assert inspector.only == (
+        ("mine.py:build",),
+        {
+            "args": {"width": 16, "deep": {"er": "no"}},
+            "checkpoint": Path("w.pt"),
+            "input_shape": (3, 64, 32),
+            "num_classes": 7,
+            "base_dir": Path.cwd(),
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        ("torchvision:resnet18", (3, 224, 224)),
+        ("cifar:resnet20", (3, 32, 32)),
+        ("digits:convnet", (1, 8, 8)),
+    ],
+)
+def test_the_input_is_the_usual_one_of_the_model(
+    call: Call, room: Room, model: str, shape: tuple[int, int, int]
+) -> None:
+    inspector = Recorder("")
+    room("pipeline", inspect_model=inspector)
+    room("report", groups_table=str)
+    call("inspect", model)
+    assert inspector.only[1]["input_shape"] == shape
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--input", "3,224"],
+        ["--input", "3,0,224"],
+        ["--input", "a,b,c"],
+        ["--arg", "width"],
+        ["--arg", "w=[1"],
+        ["--classes", "0"],
+    ],
+)
+def test_options_that_make_no_sense_are_wrong_usage(call: Call, options: list[str]) -> None:
+    result = call("inspect", "cifar:resnet20", *options)
+    assert result.exit_code == 2
+    assert options[0] in result.stderr
+
+
+def test_export_builds_the_model_and_prints_the_difference(
+    call: Call, room: Room, tmp_path: Path
+) -> None:
+    loader = Recorder("the network")
+    exporter = Recorder(SimpleNamespace(samples=4, max_abs_diff=1.2e-6, max_rel_diff=3e-7))
+    room("models", load_model=loader)
+    room("export", export_model_file=exporter)
+    path = tmp_path / "x.onnx"
+    result = call("export", "cifar:resnet20", path, "--no-simplify", "--batch", "2")
+    assert result.exit_code == 0
+    assert f"Wrote {path}\n" in result.stdout
+    assert "over 4 random inputs: 1.2e-06 absolute, 3e-07 relative" in result.stdout
+    assert loader.only[0] == ("cifar:resnet20", {})
+    args, keywords = exporter.only
+    assert args == ("the network", path)
+    assert keywords == {
+        "input_shape": (3, 32, 32),
+        "batch": 2,
+        "opset": None,
+        "simplify": False,
+        "tolerance": 1e-4,
+    }
+
+
+def test_profile_hands_over_the_files_and_options(call: Call, room: Room) -> None:
+    measure = Recorder("the result")
+    room(
+        "latency",
+        profile=measure,
+        ProfileOptions=lambda **options: options,
+        format_result=lambda result: f"table of {result}",
+    )
+    result = call("profile", "a.onnx", "b.onnx", "--threads", "2", "--min-time", "1.5")
+    assert (result.exit_code, result.stdout) == (0, "table of the result\n")
+    assert measure.only == (
+        ([Path("a.onnx"), Path("b.onnx")],),
+        {"options": {"threads": 2, "batch": None, "min_time_s": 1.5}},
+    )
+
+
+def test_methods_lists_all_and_tells_about_one(call: Call) -> None:
+    listed = call("methods").stdout
+    for name in ("ccprune", "chip", "l1", "network_slimming"):
+        assert name in listed
+    told = call("methods", "ccprune").stdout
+    assert "10.1016/j.neucom.2021.04.063" in told
+    assert "prune.train" in told
+    assert any(
+        row.split()[:2] == ["combine", "product"] and "(product | sum)" in row
+        for row in told.splitlines()
+    )
+    assert any(row.split()[:2] == ["layer_norm", "true"] for row in told.splitlines())
+    assert "options: none" in call("methods", "l1").stdout
+
+
+def test_an_unknown_method_has_a_hint(call: Call) -> None:
+    result = call("methods", "chop")
+    assert result.exit_code == 1
+    assert "Did you mean 'chip'?" in result.stderr
+
+
+def test_schema_is_json_on_standard_output(call: Call) -> None:
+    assert "prune" in json.loads(call("schema").stdout)["properties"]
+
+
+def make_images(root: Path) -> Path:
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (32, 32)).save(folder / "1.png")
+    return root
+
+
+def test_init_writes_a_recipe_that_loads_and_never_replaces_one(call: Call, tmp_path: Path) -> None:
+    root, path = make_images(tmp_path / "images"), tmp_path / "mine.yaml"
+    options = ["--model", "cifar:resnet20", "--data", root, "--output", path]
+    result = call("init", *options)
+    assert result.exit_code == 0
+    assert result.stdout == f"Wrote {path}. Next: prune2deploy check {path}\n"
+    assert parse_recipe(path.read_text(), path).data.root == root
+
+    path.write_text("precious")
+    result = call("init", *options)
+    assert result.exit_code == 1
+    assert "exists and was left as it is" in result.stderr
+    assert path.read_text() == "precious"
+
+    assert call("init", *options, "--force").exit_code == 0
+    assert path.read_text() != "precious"
+
+
+def test_init_into_a_missing_folder_is_an_error_of_the_user(call: Call, tmp_path: Path) -> None:
+    root = make_images(tmp_path / "images")
+    result = call(
+        "init", "--model", "cifar:resnet20", "--data", root, "--output", tmp_path / "no/r.yaml"
+    )
+    assert result.exit_code == 1
+    assert "Make its folder first" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["run"], ["ran", "x"], ["init"], ["profile"], ["run", "a", "b"], ["check", "--what"]],
+)
+def test_wrong_usage_has_exit_code_2(call: Call, arguments: list[str]) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""

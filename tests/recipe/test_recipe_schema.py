@@ -1,0 +1,155 @@
+"""What a recipe may say: values, and settings that must fit each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from pydantic import BaseModel
+
+from prune2deploy.methods.catalog import METHODS, MethodInfo
+from prune2deploy.recipe import PruneSection, Recipe, TrainSection, parse_recipe
+
+Problems = Callable[..., list[str]]
+
+
+def test_a_good_recipe_has_its_values_and_defaults(good: str) -> None:
+    recipe = parse_recipe(good, "some/where/quick.yaml")
+    assert recipe.name == "quick"
+    assert recipe.model.input == (1, 8, 8)
+    assert recipe.prune.options == {"images": 64, "batch_size": 128}
+    assert recipe.prune.budget.target() == {"macs": 0.5}
+    assert recipe.prune.round_to == 8
+    assert recipe.profile.on == ("local",)
+    assert recipe.finetune is not None
+    assert recipe.finetune.lr == 0.05
+    assert recipe.gates.min_speedup is None
+
+
+def test_a_recipe_cannot_be_changed(good: str) -> None:
+    recipe = parse_recipe(good, "r.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 1
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        # Values out of range or of another kind.
+        ("finetune.epochs=0", "should be greater than 0, found 0"),
+        ("finetune.epochs=true", "should not be true or false, found true"),
+        ("finetune.lr=fast", "should be a valid number, found 'fast'"),
+        ("finetune.lr=.nan", "should be a finite number, found nan"),
+        ("finetune.schedule=cosin", "should be 'cosine', 'step' or 'constant', found 'cosin'"),
+        ("seed=1.5", "got a number with a fractional part, found 1.5"),
+        ("seed=-1", "should be greater than or equal to 0, found -1"),
+        ("prune.budget.macs=1", "should be less than 1, found 1"),
+        ("prune.budget.macs=0", "should be greater than 0, found 0"),
+        ("prune.round_to=0", "greater than or equal to 1"),
+        ("prune.exclude=layer4", "should be a valid list, found 'layer4'"),
+        ("model.input=[1, 8]", "has too few entries, found [1, 8]. Expected: shape of one input"),
+        ("model.input=[1, 8, 8, 8]", "list should have at most 3 items, not 4"),
+        ("model.input.0=0", "should be greater than or equal to 1, found 0"),
+        ("model.args=5", "should be a valid mapping, found 5"),
+        ("model=5", "should be a valid mapping, found 5"),
+        ("model.source=", "should be a valid string, found nothing"),
+        ("data.augment.flip=maybe", "should be a valid boolean, found 'maybe'"),
+        # Names.
+        ("model.source=torchvison:resnet18", "Did you mean 'torchvision'?"),
+        ("model.source=resnet18", "Expected torchvision:NAME, timm:NAME, cifar:NAME"),
+        ("model.source=net.py", "Expected torchvision:NAME"),
+        ("data.source=imagefolders", "Did you mean 'imagefolder'?"),
+        ("task=detection", "Expected classification, path/to/file.py:NAME"),
+        ("prune.method=chop", "no pruning method is named 'chop'. Did you mean 'chip'?"),
+        ("profile.on=[pi5]", "no device is named 'pi5': only 'local', this machine, exists"),
+        ("profile.on=[local, local]", "names a device twice"),
+        ("profile.on=[]", "at least 1 item"),
+        ("name=a/b", "folder's name"),
+        ("name=..", "folder's name"),
+        # Settings that do not go together.
+        ("prune.budget.params=0.3", "exactly one of macs, params and channels, found macs and"),
+        ("prune.budget={}", "exactly one of macs, params and channels, found nothing"),
+        ("prune.budget={channels: {}}", "at least 1 item"),
+        ("prune.budget={channels: {a: 2}}", "should be less than 1, found 2"),
+        ("prune.schedule.rounds=3", "one_shot has 1 round, found 3"),
+        ("prune.schedule.finetune_epochs=3", "'kind: iterative' only"),
+        ("prune={method: ccprune, budget: {macs: .5}}", "prune.train: missing; ccprune learns"),
+        ("finetune.early_stop={patience: 3}", "Set data.val"),
+        ("finetune.warmup_epochs=5", "should be shorter than the run of 5 epochs, found 5"),
+        ("finetune.gamma=0.2", "'schedule: step' only, and the schedule is 'cosine'"),
+        ("finetune.milestones=[0.3]", "'schedule: step' only"),
+        ("finetune.momentum=0", "nesterov: needs a momentum above 0"),
+        ("pretrain.distill={}", "distill belongs in finetune"),
+        ("pretrain=", "starts from random weights"),
+        ("data.root=here", "is not used by 'digits'"),
+        ("data.val=1", "should be less than 1"),
+        ("data={source: digits, normalize: none, val: .5, test: .5}", "leaves no training images"),
+        ("data.normalize=imagenet", "'imagenet' has 3 channels, and model.input has 1"),
+        ("data.normalize={mean: [0, 0], std: [1, 1]}", "mean has 2 channels, and model.input has"),
+        ("data.normalize={mean: [0], std: [1, 1]}", "equally long, found 1 and 2"),
+        ("data.normalize={mean: [0], std: [0]}", "should be greater than 0, found 0"),
+        ("data.normalize={mean: [0]}", "std: missing. Expected: divided by, one per channel."),
+        ("data.normalize=imagnet", "should be 'imagenet', 'cifar10' or 'none', found 'imagnet'"),
+        ("data.resize=7", "should be at least 8, the model's input, found 7"),
+        ("profile.batch=2", "fixed batch of 1 (export.onnx.batch)"),
+        ("data={source: imagefolder}", "data.root: missing; it names the folder of the images"),
+        ("data={source: npz}", "data.root: missing; it names the .npz file"),
+    ],
+)
+def test_what_does_not_fit_is_one_problem_in_words(
+    good: str, problems: Problems, override: str, problem: str
+) -> None:
+    found = problems(good, override)
+    about = [line for line in found if problem in line]
+    assert len(about) == 1, found
+    key = override.partition("=")[0]
+    # Most are reported where they were written, the rest at the key that has to change.
+    assert about[0].startswith((f"--set {key}", "r.yaml:")), about
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["finetune={epochs: 5, lr: .1, schedule: step, gamma: .2, milestones: [.3, .6]}"],
+        ["finetune.early_stop={patience: 3}", "data.val=0.1"],
+        ["finetune={epochs: 5, lr: .1, momentum: 0, nesterov: false}"],
+        ["prune.budget={channels: 0.5}"],
+        ["prune.budget={channels: {'layer1.*': 0.5, fc: .25}}"],
+        ["prune={method: ccprune, budget: {params: .5}, train: {epochs: 1, lr: .1}}"],
+        ["prune.schedule={kind: iterative, rounds: 3}"],
+        ["prune.schedule={kind: iterative, rounds: 3, finetune_epochs: 0}", "finetune="],
+        ["data.normalize={mean: [0.1], std: [0.3]}"],
+        ["pretrain=", "model.checkpoint=w.pt"],
+        ["pretrain=", "model.source=mine.py:build"],
+        ["pretrain=", "model.source=timm:x", "model.args={pretrained: true}"],
+        ["task=tasks.py:Segmentation"],
+        ["data={source: data.py:make, normalize: none}"],
+        ["export.onnx.batch=4", "profile.batch=4"],
+    ],
+)
+def test_what_fits_is_accepted(good: str, overrides: list[str]) -> None:
+    assert isinstance(parse_recipe(good, "r.yaml", overrides), Recipe)
+
+
+def test_yes_and_no_are_true_and_false_where_a_switch_is_expected(good: str) -> None:
+    recipe = parse_recipe(good, "r.yaml", ["export.onnx.simplify=no", "data.augment.flip=yes"])
+    assert recipe.export.onnx.simplify is False
+    assert recipe.data.augment.flip is True
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
+def test_no_option_of_a_method_hides_a_key_of_prune(method: MethodInfo) -> None:
+    options = set(method.options.model_fields)
+    assert options.isdisjoint(PruneSection.model_fields)
+
+
+def test_every_setting_is_described() -> None:
+    sections: list[type[BaseModel]] = [m.options for m in METHODS.values()]
+    sections += [Recipe, PruneSection, TrainSection]
+    undescribed = [
+        f"{section.__name__}.{name}"
+        for section in sections
+        for name, field in section.model_fields.items()
+        if not field.description
+    ]
+    assert undescribed == []
