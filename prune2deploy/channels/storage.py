@@ -22,6 +22,10 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """Write a model's parameters and buffers as safetensors, whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     save_model(model, str(temporary))
+    # safetensors lets nobody but the owner read its files; the other files of a run are readable.
+    mask = os.umask(0)
+    os.umask(mask)
+    temporary.chmod(0o666 & ~mask)
     os.replace(temporary, path)
 
 

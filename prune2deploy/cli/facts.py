@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prune2deploy import progress
 from prune2deploy.cli.output import show
 from prune2deploy.cli.session import USER_ERROR, session
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from prune2deploy.doctor import Ability, Diagnosis, Package
-    from prune2deploy.methods.catalog import MethodInfo
+    from prune2deploy.methods import Method
 
 
 def methods(
@@ -23,7 +24,9 @@ def methods(
     """List the pruning methods, or tell all about one."""
     with session():
         from prune2deploy.errors import RecipeError, nearest_name_hint
-        from prune2deploy.methods.catalog import METHODS
+
+        with progress.task("Loading PyTorch"):
+            from prune2deploy.methods import METHODS
 
         if name is None:
             show(_methods_table(METHODS), "prune2deploy methods NAME: its options and its paper")
@@ -58,14 +61,14 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     return table
 
 
-def _methods_table(known: dict[str, MethodInfo]) -> Table:
+def _methods_table(known: dict[str, type[Method[Any]]]) -> Table:
     return _table(
         ("method", "scores a channel by", "takes", "needs"),
         [(method.name, method.summary, method.cost, _needs(method)) for method in known.values()],
     )
 
 
-def _needs(method: MethodInfo) -> str:
+def _needs(method: type[Method[Any]]) -> str:
     needs = []
     if method.needs_training:
         needs.append("prune.train")
@@ -74,7 +77,7 @@ def _needs(method: MethodInfo) -> str:
     return ", ".join(needs) or "the weights only"
 
 
-def _method_details(method: MethodInfo) -> list[Any]:
+def _method_details(method: type[Method[Any]]) -> list[Any]:
     texts = [
         f"{method.name}: {method.summary}",
         f"takes {method.cost}; needs {_needs(method)}",

@@ -39,17 +39,17 @@ def run(
     Exit code: 0 if every gate held, 3 if one failed (all results are kept), 1 for an error.
     """
     with session() as work:
-        from prune2deploy.recipe import load_recipe
+        with progress.task("Loading PyTorch"):
+            from prune2deploy.recipe import load_recipe
 
-        # Before the imports below, which take seconds: a slip in the recipe is told at once.
+        # Before the imports below, which also take time: a slip in the recipe is told first.
         loaded = load_recipe(recipe, overrides or ())
+
+        from prune2deploy.pipeline import run_recipe
+        from prune2deploy.report import results_table
+
         where = output or f"runs/{loaded.name}, or the highest-numbered folder of that name"
         work.kept = f"What was finished is kept in {where}."
-
-        with progress.task("Loading PyTorch"):
-            from prune2deploy.pipeline import run_recipe
-            from prune2deploy.report import results_table
-
         result = run_recipe(loaded, output)
         show(results_table(result.metrics), f"Everything is in {result.folder}")
     if not result.gates_held:
@@ -59,13 +59,13 @@ def run(
 def check(recipe: RecipeArgument, overrides: SetOption = None) -> None:
     """Check a recipe without training: settings, files, shapes, classes, what can be cut."""
     with session():
-        from prune2deploy.recipe import load_recipe
+        with progress.task("Loading PyTorch"):
+            from prune2deploy.recipe import load_recipe
 
         loaded = load_recipe(recipe, overrides or ())
 
-        with progress.task("Loading PyTorch"):
-            from prune2deploy.pipeline import check_recipe
-            from prune2deploy.report import check_table
+        from prune2deploy.pipeline import check_recipe
+        from prune2deploy.report import check_table
 
         show(check_table(check_recipe(loaded)))
 
@@ -85,7 +85,8 @@ def init(
 ) -> None:
     """Write a commented recipe to start from, for a model and a folder of images."""
     with session():
-        from prune2deploy.recipe.starter import starter_recipe, survey_folder, write_recipe
+        with progress.task("Loading PyTorch"):
+            from prune2deploy.recipe.starter import starter_recipe, survey_folder, write_recipe
 
         text = starter_recipe(model, survey_folder(data), output, checkpoint)
         write_recipe(output, text, replace=force)

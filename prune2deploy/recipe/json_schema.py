@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prune2deploy.methods.catalog import METHODS, MethodInfo
+from prune2deploy.methods import METHODS, Method
 from prune2deploy.recipe.schema import Recipe
 
 
@@ -25,7 +25,7 @@ def recipe_schema() -> dict[str, Any]:
     }
 
 
-def _prune_by(method: MethodInfo, prune: dict[str, Any]) -> dict[str, Any]:
+def _prune_by(method: type[Method[Any]], prune: dict[str, Any]) -> dict[str, Any]:
     shared = {key: value for key, value in prune["properties"].items() if key != "options"}
     name = {"const": method.name, "description": method.summary}
     form = {

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from prune2deploy.errors import nearest_name_hint
-from prune2deploy.methods.catalog import METHODS
+from prune2deploy.methods import METHODS
 from prune2deploy.recipe.fields import CrossCheckError, Key
 from prune2deploy.recipe.pruning import PruneSection
 from prune2deploy.recipe.schema import Recipe

@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from prune2deploy.errors import nearest_name_hint
-from prune2deploy.methods.catalog import METHODS
+from prune2deploy.methods import METHODS
 from prune2deploy.recipe.fields import Key, Section, Share
 from prune2deploy.recipe.training import TrainSection
 

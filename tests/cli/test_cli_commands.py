@@ -96,7 +96,7 @@ def test_an_error_in_the_run_is_told_without_a_traceback(
 
 
 @pytest.mark.parametrize("command", ["run", "check"])
-def test_a_slip_in_the_recipe_is_told_before_anything_is_imported(
+def test_a_slip_in_the_recipe_is_told_before_the_pipeline_is_imported(
     call: Call, room: Room, recipe: Path, command: str
 ) -> None:
     room("pipeline")  # importing anything from it would fail
@@ -105,6 +105,7 @@ def test_a_slip_in_the_recipe_is_told_before_anything_is_imported(
     result = call(command, recipe, "--set", "seed=x")
     assert result.exit_code == 1
     assert result.stderr == (
+        "Loading PyTorch ...\n"
         "error: 2 problems in the recipe\n"
         f"  {recipe}:5: gate: unknown key. Did you mean 'gates'?\n"
         "  --set seed: should be a valid integer, found 'x'\n"

@@ -58,12 +58,6 @@ def test_help_loads_nothing_heavy_but_rich() -> None:
     assert HEAVY & loaded(code) <= {"rich"}
 
 
-def test_reading_a_recipe_loads_no_torch() -> None:
-    found = loaded("import prune2deploy.recipe")
-    assert "pydantic" in found
-    assert {"torch", "torchvision", "onnx", "onnxruntime", "numpy", "scipy"} & found == set()
-
-
 def test_doctor_needs_nothing_beyond_python_to_be_imported() -> None:
     assert HEAVY & loaded("import prune2deploy.doctor") == set()
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from prune2deploy.methods.catalog import METHODS
+from prune2deploy.methods import METHODS
 from prune2deploy.recipe import recipe_schema
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from prune2deploy.methods.catalog import METHODS, MethodInfo
+from prune2deploy.methods import METHODS, Method
 from prune2deploy.recipe import PruneSection, Recipe, TrainSection, parse_recipe
 
 Problems = Callable[..., list[str]]
@@ -138,7 +139,7 @@ def test_yes_and_no_are_true_and_false_where_a_switch_is_expected(good: str) -> 
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
-def test_no_option_of_a_method_hides_a_key_of_prune(method: MethodInfo) -> None:
+def test_no_option_of_a_method_hides_a_key_of_prune(method: type[Method[Any]]) -> None:
     options = set(method.options.model_fields)
     assert options.isdisjoint(PruneSection.model_fields)
 
