@@ -10,7 +10,7 @@ here. A recipe names the three things below: `task: segmentation.py:Segmentation
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +55,10 @@ class Segmentation:
         """Name the output of the ONNX file."""
         return {"mask_logits": output}
 
-    def agreement(self, a: Tensor, b: Tensor) -> float:
-        """Return the share of pixels that get the same class."""
-        return float((a.argmax(dim=1) == b.argmax(dim=1)).float().mean())
+    def agreement(self, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+        """Return the share of pixels to which two networks' named outputs give the same class."""
+        same = a["mask_logits"].argmax(dim=1) == b["mask_logits"].argmax(dim=1)
+        return float(same.float().mean())
 
 
 def shapes(train: int = 1000, test: int = 200, seed: int = 0) -> dict[str, Dataset[Any]]:

@@ -50,8 +50,11 @@ class Task(Protocol):
     def outputs(self, output: Any) -> dict[str, Tensor]:
         """Name the tensors in an output; what is exported and compared, in this order."""
 
-    def agreement(self, a: Any, b: Any) -> float:
-        """Return the share of samples, 0 to 1, that two outputs of one batch answer alike."""
+    def agreement(self, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+        """Return the share of samples, 0 to 1, that two networks answer alike.
+
+        a, b: what each returned for one batch, as named by `outputs`.
+        """
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,9 @@ class Classification:
         """Return the logits."""
         return {"logits": _logits(output)}
 
-    def agreement(self, a: Any, b: Any) -> float:
+    def agreement(self, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
         """Return the share of images that get the same class."""
-        same = _logits(a).argmax(dim=1) == _logits(b).argmax(dim=1)
+        same = a["logits"].argmax(dim=1) == b["logits"].argmax(dim=1)
         return float(same.float().mean())
 
 

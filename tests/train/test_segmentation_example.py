@@ -44,7 +44,7 @@ def test_intersection_over_union_by_hand(task):
     # Class 0: 1 of 2 pixels; class 1: 2 of 3; the others are nowhere.
     assert figures["miou"] == pytest.approx(100 * (1 / 2 + 2 / 3) / 2)
     assert figures["pixel_accuracy"] == 75.0
-    assert task.agreement(logits, logits.flip(3)) == 0.5
+    assert task.agreement(task.outputs(logits), task.outputs(logits.flip(3))) == 0.5
 
 
 def test_segmenter_learns_from_targets_and_from_a_teacher(task, data):
@@ -53,10 +53,10 @@ def test_segmenter_learns_from_targets_and_from_a_teacher(task, data):
     losses = [epoch.loss for epoch in fit(teacher, task, data, made).epochs]
     assert losses[-1] < 0.7 * losses[0]
     images = torch.cat([images for images, _ in data.loader("train", batch_size=16)])
-    before = task.agreement(student(images), teacher(images))
+    before = task.agreement(task.outputs(student(images)), task.outputs(teacher(images)))
     fit(student, task, data, replace(made, distill=Distillation()), teacher=teacher)
     assert before < 0.5
-    assert task.agreement(student(images), teacher(images)) > 0.8
+    assert task.agreement(task.outputs(student(images)), task.outputs(teacher(images))) > 0.8
     figures = evaluate(student, task, data.loader("test", batch_size=16))
     assert figures.keys() == {"miou", "pixel_accuracy"}
 

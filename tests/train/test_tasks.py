@@ -94,7 +94,7 @@ def test_output_that_is_no_logits():
 def test_agreement_is_the_share_of_equal_classes():
     a = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
     b = torch.tensor([[5.0, 0], [0, 5], [0, 5], [0, 5]])
-    assert Classification().agreement(a, b) == 0.75
+    assert Classification().agreement({"logits": a}, {"logits": b}) == 0.75
     assert Classification().outputs(Aux(a, None))["logits"] is a
 
 
