@@ -6,6 +6,8 @@ MODEL is a torchvision builder (default resnet50), with random weights; the plan
 the MACs. Each repeat runs in a process of its own: the imports (timed apart) and building the
 model come first, so the figures are those of a user's first call, not of a warmed-up one. The
 table shows the fastest repeat: other programs on the machine only ever make a repeat slower.
+Threads that share a busy core wait for one another, and small layers then take ten times as long:
+with two threads both cores must be free.
 """
 
 from __future__ import annotations

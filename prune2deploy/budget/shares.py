@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from prune2deploy.budget.cost import TOLERANCE
 from prune2deploy.budget.widths import Decision, Scores, Widths, best
 
 
@@ -28,10 +29,11 @@ def keep_shares(
         shares: per group the share to keep in (0, 1]; None: the group stays whole.
 
     Returns:
-        Counts are rounded up to the next allowed width.
+        Counts are rounded up to the next allowed width; notes say where that matters.
     """
     kept = []
     stuck = []
+    total = asked = found = 0.0
     for score, width, share in zip(scores, widths, shares, strict=True):
         count = width.full
         if score is not None and share is not None:
@@ -39,6 +41,14 @@ def keep_shares(
             count = min(k for k in width.counts if k >= wanted)
             if count == width.full > wanted:
                 stuck.append(f"{width.name} ({width.full})")
+            total, asked, found = total + width.full, asked + width.full * share, found + count
         kept.append(best(score, count) if score is not None else np.arange(width.full))
-    notes = (f"No allowed width below the full one for: {', '.join(stuck)}.",) if stuck else ()
-    return Decision(tuple(kept), notes)
+    notes = []
+    if stuck:
+        notes.append(f"No allowed width below the full one for: {', '.join(stuck)}.")
+    if abs(found - asked) > TOLERANCE * asked:
+        notes.append(
+            f"{found / total:.1%} of the channels are kept where {asked / total:.1%} were asked "
+            "for: widths are rounded up. A smaller round_to or min_channels comes closer."
+        )
+    return Decision(tuple(kept), tuple(notes))

@@ -549,5 +549,3 @@ def unknown(t: Tracer, call: Call, labels: Sequence[Labels]) -> None:
     for one in labels:
         for ids in one.dims:
             t.nodes.freeze(ids, f"no rule for the operator {call.name}")
-    for out in tensors_in(call.out):
-        t.set(out, [None] * out.dim())  # an operator that works in place leaves old labels behind

@@ -1,0 +1,98 @@
+"""Six channels with known properties: which one does each method take first?
+
+methods.md, section 5. One layer of conv 1x1 - BN - ReLU, read by another 1x1 convolution:
+channel 0 normal, 1 a copy of 0, 2 dead, 3 a constant 0.7, 4 with a filter scaled by 0.01
+whose norm makes up for it, 5 normal.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import run
+from scoring import make
+from torch import Tensor, nn
+
+from prune2deploy.channels import Graph, cut, trace
+from prune2deploy.methods import Context
+
+NORMAL, COPY, DEAD, CONSTANT, SCALED = 0, 1, 2, 3, 4
+
+
+def images() -> Tensor:
+    return torch.randn(32, 3, 6, 6, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture
+@torch.no_grad()
+def planted() -> Graph:
+    torch.manual_seed(3)
+    convolution, norm = nn.Conv2d(3, 6, 1, bias=False), nn.BatchNorm2d(6, eps=1e-12)
+    convolution.weight[COPY] = convolution.weight[NORMAL]
+    norm.weight.uniform_(0.8, 1.2)
+    norm.bias.uniform_(-0.2, 0.2)
+    for vector in (norm.weight, norm.bias):
+        vector[COPY] = vector[NORMAL]
+    maps = convolution(images())
+    norm.running_mean = maps.mean((0, 2, 3))
+    norm.running_var = maps.var((0, 2, 3))
+    norm.weight[DEAD], norm.bias[DEAD] = 1.0, -10.0
+    norm.weight[CONSTANT], norm.bias[CONSTANT] = 0.0, 0.7
+    model = nn.Sequential(convolution, norm, nn.ReLU(), nn.Conv2d(6, 4, 1))
+    before = run(model, images())
+    convolution.weight[SCALED] *= 0.01
+    norm.running_mean[SCALED] *= 0.01
+    norm.running_var[SCALED] *= 0.01**2
+    torch.testing.assert_close(run(model, images()), before)  # the function is unchanged
+    graph = trace(model, images())
+    assert [(g.name, g.size) for g in graph.groups] == [("0", 6)]
+    return graph
+
+
+def order(name: str, graph: Graph) -> tuple[list[int], Tensor]:
+    """Channels from the first to go to the last, and their scores."""
+    (scores,) = make(name).score(Context(graph, lambda count, size: [images()]))
+    assert scores is not None
+    return scores.argsort(stable=True).tolist(), scores
+
+
+def test_l1_takes_the_scaled_filter_because_it_ignores_the_norm(planted: Graph) -> None:
+    assert order("l1", planted)[0][0] == SCALED
+
+
+def test_network_slimming_takes_the_constant_because_its_scale_is_zero(planted: Graph) -> None:
+    first, scores = order("network_slimming", planted)
+    assert first[0] == CONSTANT
+    assert scores[CONSTANT] == 0
+
+
+def test_ccprune_takes_the_constant_and_then_the_scaled_filter(planted: Graph) -> None:
+    first, scores = order("ccprune", planted)
+    assert first[:2] == [CONSTANT, SCALED]
+    assert scores[CONSTANT] == 0
+
+
+def test_chip_takes_the_dead_channel_and_then_the_copies(planted: Graph) -> None:
+    first, scores = order("chip", planted)
+    assert first[0] == DEAD
+    assert scores[DEAD] == 0
+    assert set(first[1:3]) == {NORMAL, COPY}
+    torch.testing.assert_close(scores[NORMAL], scores[COPY], rtol=1e-6, atol=0)
+    # A constant map is like no other, which is why it is no good measure of constants.
+    assert scores[CONSTANT] > 2 * scores[NORMAL]
+
+
+def test_cutting_the_constant_channel_shifts_the_answer_by_what_it_gave(planted: Graph) -> None:
+    model = planted.model
+    small = cut(model, planted.plan([[0, 1, 2, 4, 5]]))
+    gone = run(model, images()) - run(small, images())
+    shift = 0.7 * model.get_parameter("3.weight").detach()[:, CONSTANT, 0, 0]
+    expected = shift[None, :, None, None].expand_as(gone)
+    torch.testing.assert_close(gone, expected, rtol=0, atol=1e-6)
+
+
+def test_cutting_the_dead_channel_changes_nothing(planted: Graph) -> None:
+    small = cut(planted.model, planted.plan([[0, 1, 3, 4, 5]]))
+    torch.testing.assert_close(
+        run(small, images()), run(planted.model, images()), rtol=0, atol=1e-6
+    )
