@@ -33,8 +33,10 @@ def keep_under_cost(
     cost: Callable[[Counts], int],
     share: float,
     unit: str,
+    *,
+    original: int | None = None,
 ) -> Decision:
-    """Remove the channels with the lowest scores until the cost is `share` of the full cost.
+    """Remove the channels with the lowest scores until the cost is `share` of the original's.
 
     Channels go in steps from one allowed width to the next; a step's score is the mean of
     the scores it removes. Steps are taken in ascending order, a group's own in their order.
@@ -44,16 +46,20 @@ def keep_under_cost(
         scores: per group shape (size,), comparable between groups, higher means keep;
             None: the group stays whole.
         cost: total cost from kept counts per group; falls when counts fall.
-        share: target as a share of the cost of the full counts, in (0, 1).
+        share: target as a share of the original's cost, in (0, 1).
         unit: what is counted, for messages: "MACs".
+        original: the original's cost, where earlier cuts made the full counts smaller;
+            None: that of the full counts.
 
     Raises:
         BudgetError: even with everything removed that may be, the cost stays above the
             target by more than the tolerance.
     """
     full = np.array([w.full for w in widths], dtype=np.int64)
-    total = cost(full)
+    total = cost(full) if original is None else original
     target = share * total
+    if cost(full) <= target:
+        return Decision(tuple(np.arange(w.full) for w in widths))
     steps = _ordered_steps(scores, widths)
     _check_reachable(steps, full, widths, cost, total, share, unit)
 

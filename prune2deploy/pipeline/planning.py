@@ -36,6 +36,7 @@ def plan(
     min_channels: int | None = None,
     normalize: Normalisation | None = None,
     images: Iterable[Tensor] | Images | None = None,
+    original: Graph | None = None,
     **options: Any,
 ) -> Plan:
     """Decide which channels of a traced model stay.
@@ -52,6 +53,8 @@ def plan(
         normalize: how groups are made comparable; None: the method's own way.
         images: normalised training images for methods that look at data: batches, or
             a function of (count, batch size) that returns batches.
+        original: graph of the model before earlier cuts, whose widths and costs the
+            shares are of; None: `graph` is the original's.
         options: the method's own options.
 
     Raises:
@@ -83,7 +86,7 @@ def plan(
     scores = [
         None if s is None else comparable(s.detach().double().cpu().numpy(), how) for s in raw
     ]
-    decision = decide(graph, scores, budget, round_to, min_channels)
+    decision = decide(graph, scores, budget, round_to, min_channels, original or graph)
     unjudged = [g.name for g, s in zip(graph.groups, scores, strict=True) if s is None]
     notes = list(decision.notes)
     if unjudged:
@@ -115,6 +118,7 @@ def decide(
     budget: Mapping[str, Share],
     round_to: int,
     min_channels: int | None,
+    original: Graph,
 ) -> Decision:
     """Apply a budget to scores; see `plan` for the arguments."""
     kind, share = _checked_budget(budget)
@@ -125,10 +129,26 @@ def decide(
     ]
     if kind == "channels":
         shares, notes = _shares(graph, share)
+        shares = _of_original(graph, shares, original)
         decision = keep_shares(scores, widths, shares)
         return Decision(decision.kept, decision.notes + notes)
-    cost = graph.cost.macs if kind == "macs" else graph.cost.params
-    return keep_under_cost(scores, widths, cost, cast("float", share), UNITS[kind])
+    cost, before = (
+        (graph.cost.macs, original.cost.macs(original.full))
+        if kind == "macs"
+        else (graph.cost.params, original.cost.params(original.full))
+    )
+    return keep_under_cost(scores, widths, cost, cast("float", share), UNITS[kind], original=before)
+
+
+def _of_original(
+    graph: Graph, shares: Sequence[float | None], original: Graph
+) -> list[float | None]:
+    """Turn shares of the original's channels into shares of what earlier cuts left."""
+    before = {g.name: g.size for g in original.groups}
+    return [
+        None if share is None else min(1.0, share * before.get(g.name, g.size) / g.size)
+        for g, share in zip(graph.groups, shares, strict=True)
+    ]
 
 
 def _checked_budget(

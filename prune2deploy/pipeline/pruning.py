@@ -54,11 +54,12 @@ def prune(recipe: Recipe, inputs: Inputs, model: nn.Module) -> Pruned:
         step = plan(
             graph,
             method,
-            budget=_round_budget(section.budget.target(), number, rounds, start, graph),
+            budget=_round_budget(section.budget.target(), number, rounds),
             round_to=section.round_to,
             min_channels=section.min_channels,
             normalize=section.normalize,
             images=lambda count, size: _images(recipe, inputs, count, size),
+            original=start,
         )
         model = _checked_cut(graph, step)
         total = step if total is None else total.then(step)
@@ -88,24 +89,13 @@ def _checked_cut(graph: Graph, step: Plan) -> nn.Module:
     return cut(graph.model, step)
 
 
-def _round_budget(
-    budget: Mapping[str, Share], number: int, rounds: int, start: Graph, now: Graph
-) -> Mapping[str, Share]:
-    """This round's share of what is there now, so that all rounds remove the same share.
-
-    For costs the aim is the original's cost times share^(number / rounds), which also
-    makes up for what the round before missed.
-    """
-    if rounds == 1:
-        return budget
+def _round_budget(budget: Mapping[str, Share], number: int, rounds: int) -> Mapping[str, Share]:
+    """The shares of the original to keep after this round: each round removes the same share."""
+    part = number / rounds
     unit, share = next(iter(budget.items()))
-    if unit == "channels":
-        if isinstance(share, Mapping):
-            return {unit: {k: v ** (1 / rounds) for k, v in share.items()}}
-        return {unit: share ** (1 / rounds)}
-    assert not isinstance(share, Mapping)
-    costs = [g.cost.macs(g.full) if unit == "macs" else g.cost.params(g.full) for g in (start, now)]
-    return {unit: min(0.999, share ** (number / rounds) * costs[0] / costs[1])}
+    if isinstance(share, Mapping):
+        return {unit: {pattern: value**part for pattern, value in share.items()}}
+    return {unit: share**part}
 
 
 def _images(recipe: Recipe, inputs: Inputs, count: int, size: int) -> Iterable[Tensor]:

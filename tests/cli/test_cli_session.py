@@ -62,9 +62,9 @@ def test_a_full_disk_is_found_behind_another_error(capsys: pytest.CaptureFixture
 
 
 def test_a_missing_permission_names_the_path(capsys: pytest.CaptureFixture[str]) -> None:
-    code, text = outcome(PermissionError(errno.EACCES, "denied", "/root/x"), capsys)
+    code, text = outcome(PermissionError(errno.EACCES, "denied", "/etc/x"), capsys)
     assert code == 1
-    assert "no permission for /root/x" in text
+    assert "no permission for /etc/x" in text
 
 
 def test_warnings_are_shown_and_logged_errors_are_not_told_twice(

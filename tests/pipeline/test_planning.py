@@ -321,3 +321,27 @@ def test_planning_leaves_the_model_alone() -> None:
     plan(graph, "chip", budget={"macs": 0.5}, images=torch.randn(4, 3, 32, 32))
     assert all(torch.equal(v, before[k]) for k, v in graph.model.state_dict().items())
     assert np.array_equal(graph.full, [g.size for g in graph.groups])
+
+
+@pytest.mark.parametrize("unit", ["channels", "macs", "params"])
+def test_shares_are_of_the_original_after_an_earlier_cut(unit: str) -> None:
+    """Two rounds to 0.71 and 0.5 end where one round to 0.5 does, not at 0.35."""
+    model = torchvision.models.resnet18(num_classes=10).eval()
+    images = torch.randn(1, 3, 64, 64)
+    start = trace(model, images)
+    first = cut(model, plan(start, budget={unit: 0.5**0.5}))
+    second = cut(first, plan(trace(first, images), budget={unit: 0.5}, original=start))
+    once = cut(model, plan(start, budget={unit: 0.5}))
+    if unit == "macs":
+        found, expected = counted_macs(second, images), counted_macs(once, images)
+    else:
+        found, expected = parameters(second), parameters(once)
+    assert found == pytest.approx(expected, rel=0.04)
+
+
+def test_a_budget_that_an_earlier_cut_has_met_removes_nothing() -> None:
+    model = torchvision.models.resnet18(num_classes=10).eval()
+    images = torch.randn(1, 3, 64, 64)
+    start = trace(model, images)
+    first = cut(model, plan(start, budget={"macs": 0.4}))
+    assert plan(trace(first, images), budget={"macs": 0.5}, original=start).removes_nothing
