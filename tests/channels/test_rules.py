@@ -11,7 +11,7 @@ from networks import Net, assert_groups, randomize_norms
 from torch import Tensor, nn
 
 from prune2deploy.channels import Role, cut, trace
-from prune2deploy.channels.rules import matching_blocks
+from prune2deploy.channels.rules.shapes import matching_blocks
 
 OUTPUT = "reaches the model's output"
 
