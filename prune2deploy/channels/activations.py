@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prune2deploy.channels.trace import (
+from prune2deploy.channels.forward import (
     CONTRACTIONS,
     Inputs,
     OperatorMode,

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from prune2deploy.channels.groups import Group
 from prune2deploy.channels.labels import FIXED, NodeIds
-from prune2deploy.channels.trace import Site
+from prune2deploy.channels.tracer import Site
 
 Counts = npt.NDArray[np.int64]
 """Kept channels per group, in the order of the graph's groups, shape (groups,)."""

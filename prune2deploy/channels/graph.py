@@ -1,8 +1,8 @@
-"""`trace`: from a model and an example input to the groups of channels that can go."""
+"""The graph: what can be cut in a model, what it costs, and what must stay."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,10 +10,11 @@ import numpy as np
 from torch import nn
 
 from prune2deploy.channels.cost import CostModel, Counts
-from prune2deploy.channels.groups import Frozen, Group, IndexTable, build_groups
+from prune2deploy.channels.forward import Inputs, batch_size
+from prune2deploy.channels.groups import Frozen, Group, IndexTable
 from prune2deploy.channels.labels import NodeIds, Role, tensors_of
 from prune2deploy.channels.plan import Plan, plan_from_kept
-from prune2deploy.channels.trace import Inputs, Site, batch_size, run_tracer
+from prune2deploy.channels.tracer import Site
 
 
 @dataclass(frozen=True)
@@ -104,35 +105,3 @@ class Graph:
             self.sites,
             channel,
         )
-
-
-def trace(model: nn.Module, example_inputs: Inputs, exclude: Collection[str] = ()) -> Graph:
-    """Find the groups of coupled channels of a model, and try them out.
-
-    Args:
-        model: any nn.Module; run in eval mode (and in train mode where some
-            parameters are used only there), left as it was.
-        example_inputs: one tensor with a batch dimension, or the positional (list,
-            tuple) or keyword (dict) arguments of forward.
-        exclude: names or shell patterns of parameters or modules whose channels
-            stay: 'classifier', 'layer4.*'.
-
-    Raises:
-        ModelError: forward fails on the example inputs, or a pattern in `exclude`
-            matches nothing.
-    """
-    from prune2deploy.channels.verify import breaking_groups, check_exclude
-
-    check_exclude(model, exclude)
-    tracer, _ = run_tracer(model, example_inputs)
-    groups, frozen, channel = build_groups(tracer.nodes, tracer.sites, exclude)
-    graph = Graph(
-        model,
-        example_inputs,
-        tuple(groups),
-        tuple(frozen),
-        dict(tracer.unknown_ops),
-        tuple(tracer.sites),
-        channel,
-    )
-    return graph.without(breaking_groups(graph))

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prune2deploy.channels.labels import FIXED, NodeIds, NodeTable, Role
-from prune2deploy.channels.trace import Site
+from prune2deploy.channels.tracer import Site
 
 IndexTable = npt.NDArray[np.int64]
 

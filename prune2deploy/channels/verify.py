@@ -10,21 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from prune2deploy.channels.cut import cut, mask
+from prune2deploy.channels.forward import Inputs, call_model, mode_kept, output_tensors
+from prune2deploy.channels.graph import Graph
 from prune2deploy.channels.groups import matches
 from prune2deploy.channels.labels import tensors_of
 from prune2deploy.channels.plan import Plan
-from prune2deploy.channels.trace import Inputs, call_model, mode_kept, output_tensors
 from prune2deploy.errors import ModelError, nearest_name_hint
-
-if TYPE_CHECKING:
-    from prune2deploy.channels.graph import Graph
 
 TOLERANCE = 1e-3
 """Relative difference in float32 that rounding explains; a wrong channel gives about 1."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from prune2deploy.channels.labels import Labels, NodeIds
-
-if TYPE_CHECKING:
-    from prune2deploy.channels.trace import Tracer
+from prune2deploy.channels.tracer import Tracer
 
 
 @dataclass
@@ -24,7 +22,7 @@ class Call:
     out: Any
 
 
-Rule = Callable[["Tracer", Call], None]
+Rule = Callable[[Tracer, Call], None]
 RULES: dict[str, Rule] = {}
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from torch import Tensor
 
 from prune2deploy.channels.labels import NodeIds, Role
 from prune2deploy.channels.rules.base import Call, rule
-
-if TYPE_CHECKING:
-    from prune2deploy.channels.trace import Tracer
+from prune2deploy.channels.tracer import Tracer
 
 
 @rule("aten.convolution", "aten._convolution", "aten.cudnn_convolution", "aten.mkldnn_convolution")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from prune2deploy.channels.labels import FIXED, NodeIds
 from prune2deploy.channels.rules.base import Call, dims_in, rule, tensors_in
-
-if TYPE_CHECKING:
-    from prune2deploy.channels.trace import Tracer
+from prune2deploy.channels.tracer import Tracer
 
 
 @rule("aten.cat", "aten.concat")

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from prune2deploy.channels.labels import Role
 from prune2deploy.channels.rules.base import Call, dims_in, rule, tensors_in
-
-if TYPE_CHECKING:
-    from prune2deploy.channels.trace import Tracer
+from prune2deploy.channels.tracer import Tracer
 
 
 @rule(
