@@ -18,14 +18,19 @@ if TYPE_CHECKING:
 
 Row = tuple[str, str, str, str]
 
+# What a task calls its figures, in words; a name that is not here is shown as it is.
+_IN_WORDS = {"top1": "accuracy (top-1), %", "top5": "accuracy (top-5), %", "loss": "cross entropy"}
+
 
 def comparison_rows(metrics: Metrics) -> list[Row]:
     """What changed: (figure, before, after, change), the same in the table and in summary.md."""
     before, after = metrics.before, metrics.after
     rows: list[Row] = []
-    for name, old in before.metrics.items():
-        new = after.metrics.get(name, float("nan"))
-        rows.append((name, f"{old:.2f}", f"{new:.2f}", f"{new - old:+.2f}"))
+    # The metric that counts comes first.
+    for name in sorted(before.metrics, key=lambda name: name != metrics.metric):
+        old, new = before.metrics[name], after.metrics[name]
+        shown = _IN_WORDS.get(name, name)
+        rows.append((shown, f"{old:.2f}", f"{new:.2f}", f"{new - old:+.2f}"))
     rows += [
         _counted("parameters", before.params, after.params),
         _counted("MACs", before.macs, after.macs),

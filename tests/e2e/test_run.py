@@ -139,7 +139,15 @@ def test_the_table_names_every_figure(result):
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(results_table(result.metrics))
     text = console.export_text()
-    for word in ("top1", "parameters", "MACs", "ONNX file", "latency on local", "faster", "FAILED"):
+    for word in (
+        "accuracy (top-1)",
+        "parameters",
+        "MACs",
+        "ONNX file",
+        "latency on local",
+        "faster",
+        "FAILED",
+    ):
         assert word in text
 
 
