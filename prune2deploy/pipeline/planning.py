@@ -69,29 +69,34 @@ def plan(
             "The model has no channels that can be removed: everything is frozen. "
             "'prune2deploy inspect' shows why."
         )
-    source: Images | None
-    if images is None or callable(images):
-        source = images
-    else:
-        batches = [images] if isinstance(images, Tensor) else list(images)
-        source = lambda count, size: iter(batches)  # noqa: E731
-    raw = chosen.score(Context(graph, source))
-    how = _normalisation(chosen, normalize)
-    for group, values in zip(graph.groups, raw, strict=True):
-        if values is not None and not values.isfinite().all():
-            raise MethodError(
-                f"{chosen.name} scored '{group.name}' with NaN or inf. Check the checkpoint and "
-                "that the images are normalised as in training."
-            )
-    scores = [
-        None if s is None else comparable(s.detach().double().cpu().numpy(), how) for s in raw
-    ]
+    scores = _scores(graph, chosen, _as_source(images), _normalisation(chosen, normalize))
     decision = decide(graph, scores, budget, round_to, min_channels, original or graph)
     unjudged = [g.name for g, s in zip(graph.groups, scores, strict=True) if s is None]
     notes = list(decision.notes)
     if unjudged:
         notes.append(f"{chosen.name} cannot judge and so kept whole: {', '.join(unjudged)}.")
     return graph.plan(decision.kept, notes)
+
+
+def _as_source(images: Iterable[Tensor] | Images | None) -> Images | None:
+    if images is None or callable(images):
+        return images
+    batches = [images] if isinstance(images, Tensor) else list(images)
+    return lambda count, size: iter(batches)
+
+
+def _scores(
+    graph: Graph, method: Method[Any], images: Images | None, how: Normalisation
+) -> list[np.typing.NDArray[np.float64] | None]:
+    """The method's scores per group, finite and made comparable."""
+    raw = method.score(Context(graph, images))
+    for group, values in zip(graph.groups, raw, strict=True):
+        if values is not None and not values.isfinite().all():
+            raise MethodError(
+                f"{method.name} scored '{group.name}' with NaN or inf. Check the checkpoint and "
+                "that the images are normalised as in training."
+            )
+    return [None if s is None else comparable(s.detach().double().cpu().numpy(), how) for s in raw]
 
 
 def make_method(name: str, options: Mapping[str, Any]) -> Method[Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from prune2deploy import __version__
+from prune2deploy.doctor.machine import examine_machine
 from prune2deploy.latency import ProfileResult
 from prune2deploy.pipeline import folder as files
 from prune2deploy.pipeline.folder import sha256_of
@@ -115,14 +116,14 @@ def _versions() -> dict[str, str]:
 
 
 def _machine() -> dict[str, Any]:
-    return {"cpu": _cpu_name(), "system": platform.platform(), "threads": torch.get_num_threads()}
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    found = examine_machine()
+    return {
+        "cpu": found.cpu or "unknown",
+        "features": [name for name, present in found.features.items() if present],
+        "board": found.board,
+        "architecture": found.architecture,
+        "kernel": found.kernel,
+        "cores": found.cores,
+        "memory_bytes": found.memory_bytes,
+        "threads": torch.get_num_threads(),
+    }

@@ -105,7 +105,9 @@ class Metrics(_Record):
     name: str = Field(description="Name of the run.")
     created: str = Field(description="When the run ended, ISO 8601 with time zone.")
     versions: dict[str, str] = Field(description="prune2deploy, Python, torch, onnxruntime, …")
-    machine: dict[str, Any] = Field(description="CPU and threads of this machine.")
+    machine: dict[str, Any] = Field(
+        description="CPU, its features, cores, memory and the threads used; null: unknown."
+    )
     seed: int = Field(description="Seed of everything that is random.")
     model: dict[str, Any] = Field(description="Source, arguments, checkpoint and its sha256.")
     data: dict[str, Any] = Field(description="Source, images per split, statistics.")

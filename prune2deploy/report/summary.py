@@ -29,6 +29,7 @@ def summary_markdown(metrics: Metrics) -> str:
         lines.append(f"- gate `{gate.name}`: {verdict}, {gate.found:.4g} (limit {gate.limit:.4g})")
     for name, record in metrics.files.items():
         lines.append(f"- `{name}`: {record.bytes:,} bytes, sha256 `{record.sha256[:16]}…`")
-    machine = ", ".join(f"{key} {value}" for key, value in metrics.machine.items())
-    lines += ["", f"{metrics.created}; {machine}.", ""]
+    machine = metrics.machine
+    where = f"{machine['cpu']}, {machine['threads']} thread(s) for training and evaluation"
+    lines += ["", f"{metrics.created}; {where}.", ""]
     return "\n".join(lines)
