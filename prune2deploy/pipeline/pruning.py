@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -42,14 +44,13 @@ def prune(recipe: Recipe, inputs: Inputs, model: nn.Module) -> Pruned:
     teacher = model
     start = trace(model, inputs.example, section.exclude)
     if section.train is not None:
-        model = _copy(model)
+        model = copy.deepcopy(model)
         graph = trace(model, inputs.example, section.exclude)
         _train_with_hooks(recipe, inputs, model, teacher, method, graph)
     total: Plan | None = None
     rounds = section.schedule.rounds
     for number in range(1, rounds + 1):
-        # The original's own first graph serves as long as the model is the original's.
-        graph = trace(model, inputs.example, section.exclude)
+        graph = start if model is teacher else trace(model, inputs.example, section.exclude)
         log.info("Round %d of %d: %d groups", number, rounds, len(graph.groups))
         step = plan(
             graph,
@@ -69,12 +70,6 @@ def prune(recipe: Recipe, inputs: Inputs, model: nn.Module) -> Pruned:
             _train_between(recipe, inputs, model, teacher, method)
     assert total is not None
     return Pruned(model, total, start, _kept_share(start, model, inputs))
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    import copy
-
-    return copy.deepcopy(model)
 
 
 def _checked_cut(graph: Graph, step: Plan) -> nn.Module:
@@ -125,7 +120,7 @@ def _train_with_hooks(
     inputs: Inputs,
     model: nn.Module,
     teacher: nn.Module,
-    method: Method,  # type: ignore[type-arg]
+    method: Method[Any],
     graph: Graph,
 ) -> None:
     assert recipe.prune.train is not None
@@ -148,7 +143,7 @@ def _train_between(
     inputs: Inputs,
     model: nn.Module,
     teacher: nn.Module,
-    method: Method,  # type: ignore[type-arg]
+    method: Method[Any],
 ) -> None:
     """Train between two rounds; a method that learns its scores goes on learning them."""
     assert recipe.finetune is not None
