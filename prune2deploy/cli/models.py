@@ -89,6 +89,11 @@ def export(
             f"Largest difference from PyTorch over {parity.samples} random inputs: "
             f"{parity.max_abs_diff:.2g} absolute, {parity.max_rel_diff:.2g} relative",
         )
+        if checkpoint is None and not {"weights", "pretrained"} & keywords.keys():
+            show(
+                f"No --checkpoint was named, so the weights are what {model} builds: for "
+                "torchvision, timm, cifar and digits random ones, good for timing only"
+            )
 
 
 def profile(

@@ -195,6 +195,7 @@ def test_export_builds_the_model_and_prints_the_difference(
     assert result.exit_code == 0
     assert f"Wrote {path}\n" in result.stdout
     assert "over 4 random inputs: 1.2e-06 absolute, 3e-07 relative" in result.stdout
+    assert "No --checkpoint was named" in result.stdout
     assert loader.only[0] == ("cifar:resnet20", {})
     args, keywords = exporter.only
     assert args == ("the network", path)
@@ -205,6 +206,21 @@ def test_export_builds_the_model_and_prints_the_difference(
         "simplify": False,
         "tolerance": 1e-4,
     }
+
+
+def test_export_says_nothing_of_random_weights_where_a_checkpoint_is_named(
+    call: Call, room: Room, tmp_path: Path
+) -> None:
+    room("models", load_model=Recorder("the network"))
+    room(
+        "export",
+        export_model_file=Recorder(SimpleNamespace(samples=4, max_abs_diff=0.0, max_rel_diff=0.0)),
+    )
+    weights = tmp_path / "w.safetensors"
+    weights.touch()
+    result = call("export", "cifar:resnet20", tmp_path / "x.onnx", "--checkpoint", weights)
+    assert result.exit_code == 0
+    assert "random ones" not in result.stdout
 
 
 def test_profile_hands_over_the_files_and_options(call: Call, room: Room) -> None:
