@@ -29,7 +29,6 @@ class Pruned:
     model: nn.Module
     plan: Plan
     graph: Graph
-    kept_share: dict[str, float]
 
 
 def prune(recipe: Recipe, inputs: Inputs, model: nn.Module) -> Pruned:
@@ -69,7 +68,7 @@ def prune(recipe: Recipe, inputs: Inputs, model: nn.Module) -> Pruned:
         if number < rounds and section.schedule.finetune_epochs > 0:
             _train_between(recipe, inputs, model, teacher, method)
     assert total is not None
-    return Pruned(model, total, start, _kept_share(start, model, inputs))
+    return Pruned(model, total, start)
 
 
 def _checked_cut(graph: Graph, step: Plan) -> nn.Module:
@@ -161,11 +160,3 @@ def _train_between(
         seed=recipe.seed,
         label="Training between rounds",
     )
-
-
-def _kept_share(start: Graph, model: nn.Module, inputs: Inputs) -> dict[str, float]:
-    after = trace(model, inputs.example)
-    return {
-        "macs": after.cost.macs(after.full) / start.cost.macs(start.full),
-        "params": after.cost.params(after.full) / start.cost.params(start.full),
-    }

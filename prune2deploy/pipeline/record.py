@@ -74,7 +74,7 @@ def gather_metrics(
         stages=stages,
         before=before,
         after=after,
-        pruning=_pruning(recipe, pruned),
+        pruning=_pruning(recipe, pruned, before, after),
         latency=latency,
         gates=gates,
         seconds=seconds,
@@ -87,12 +87,17 @@ def gather_metrics(
     )
 
 
-def _pruning(recipe: Recipe, pruned: Pruned) -> Pruning:
+def _pruning(
+    recipe: Recipe, pruned: Pruned, before: NetworkFigures, after: NetworkFigures
+) -> Pruning:
     return Pruning(
         method=recipe.prune.method,
         options=recipe.prune.options,
         budget=dict(recipe.prune.budget.target()),
-        kept_share=pruned.kept_share,
+        kept_share={
+            "macs": after.macs / before.macs,
+            "params": after.params / before.params,
+        },
         groups=[
             GroupChoice(group=c.group, channels=c.channels, kept=c.kept)
             for c in pruned.plan.choices
