@@ -40,6 +40,9 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
             if tensor is not None and first_name[id(tensor)] in plan.keep
         }
         _follow_attributes(module, kept)
+    for name, attributes in plan.attributes.items():
+        for attribute, value in attributes.items():
+            _set_length(small.get_submodule(name), name, attribute, value)
     return small
 
 
@@ -96,6 +99,23 @@ def _rebuilt(
         ) from err
 
 
+def _set_length(module: nn.Module, name: str, attribute: str, value: int) -> None:
+    """Set a module's attribute, or one entry of it: 'num_heads', 'split_sizes[1]'."""
+    attribute, _, index = attribute.rstrip("]").partition("[")
+    old = getattr(module, attribute, None)
+    if not index:
+        setattr(module, attribute, value)
+    elif isinstance(old, (list, tuple)) and int(index) < len(old):
+        entries = [*old[: int(index)], value, *old[int(index) + 1 :]]
+        # torch.Size and named tuples are not made from a list alone.
+        setattr(module, attribute, entries if isinstance(old, list) else tuple(entries))
+    else:
+        raise ModelError(
+            f"The plan sets entry {index} of '{attribute}' of '{name}', which is {old!r}. "
+            "The plan was made for another model; trace and plan this one again."
+        )
+
+
 _LENGTHS: dict[str, tuple[tuple[str, int], ...]] = {
     # attribute: the tensors and dimensions whose length it states
     "out_features": (("weight", 0), ("bias", 0)),
@@ -109,14 +129,22 @@ _LENGTHS: dict[str, tuple[tuple[str, int], ...]] = {
 
 
 def _follow_attributes(module: nn.Module, kept: Mapping[str, Mapping[int, IndexTable]]) -> None:
-    """Set the widths that a module states about itself to those of its tensors.
+    """Set the widths that one of PyTorch's own modules states about itself to those of its tensors.
 
     kept: kept indices per dimension of the module's own tensors.
     """
     if isinstance(module, nn.modules.conv._ConvNd):
-        if "weight" in kept:
-            _follow_convolution(module, kept["weight"])
+        found = next((kept[name] for name in _CONV_WEIGHTS if name in kept), None)
+        if found is not None:
+            _follow_convolution(module, found)
         return
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm) and "weight" in kept:
+        assert module.weight is not None
+        module.normalized_shape = tuple(module.weight.shape)
+    if isinstance(module, nn.GroupNorm) and 0 in kept.get("weight", {}):
+        # Whole norm groups went if one of them kept nothing.
+        per_group = module.num_channels // module.num_groups
+        module.num_groups = len(np.unique(kept["weight"][0] // per_group))
     for attribute, places in _LENGTHS.items():
         if not isinstance(getattr(module, attribute, None), int):
             continue
@@ -124,6 +152,9 @@ def _follow_attributes(module: nn.Module, kept: Mapping[str, Mapping[int, IndexT
             if dim in kept.get(tensor, {}):
                 setattr(module, attribute, len(kept[tensor][dim]))
                 break
+
+
+_CONV_WEIGHTS = ("weight", "weight_v")
 
 
 def _follow_convolution(conv: nn.modules.conv._ConvNd, kept: Mapping[int, IndexTable]) -> None:

@@ -13,7 +13,7 @@ from prune2deploy.channels.cost import CostModel, Counts
 from prune2deploy.channels.forward import Inputs, batch_size
 from prune2deploy.channels.groups import Frozen, Group, IndexTable
 from prune2deploy.channels.labels import NodeIds, Role, tensors_of
-from prune2deploy.channels.plan import Plan, plan_from_kept
+from prune2deploy.channels.plan import Follower, Plan, plan_from_kept
 from prune2deploy.channels.tracer import Site
 
 
@@ -25,6 +25,7 @@ class Graph:
     frozen: channels that stay, with the reason.
     unknown_ops: operators without a rule and how often they were met; what went
         into them is frozen.
+    followers: attributes of the model's modules that state a width and follow a cut.
     model, inputs: what was traced; the model is not modified.
     """
 
@@ -35,6 +36,7 @@ class Graph:
     unknown_ops: Mapping[str, int]
     sites: tuple[Site, ...]
     channel_of_node: NodeIds
+    followers: tuple[Follower, ...] = ()
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -80,28 +82,4 @@ class Graph:
 
     def plan(self, kept: Sequence[IndexTable], notes: Sequence[str] = ()) -> Plan:
         """The plan that keeps these channels (indices into each group)."""
-        return plan_from_kept(self.groups, kept, self.shapes, notes)
-
-    def without(self, stuck: Mapping[int, str]) -> Graph:
-        """The same graph with some groups (by number) frozen, each for a reason."""
-        if not stuck:
-            return self
-        starts = np.cumsum([0] + [g.size for g in self.groups])
-        channel = self.channel_of_node.copy()
-        shift = np.zeros(int(starts[-1]), dtype=np.int64)
-        for number in stuck:
-            channel[(channel >= starts[number]) & (channel < starts[number + 1])] = -1
-            shift[starts[number + 1] :] += self.groups[number].size
-        live = channel >= 0
-        channel[live] -= shift[channel[live]]
-        frozen = [Frozen(self.groups[n].name, self.groups[n].size, why) for n, why in stuck.items()]
-        groups = tuple(g for n, g in enumerate(self.groups) if n not in stuck)
-        return Graph(
-            self.model,
-            self.inputs,
-            groups,
-            self.frozen + tuple(frozen),
-            self.unknown_ops,
-            self.sites,
-            channel,
-        )
+        return plan_from_kept(self.groups, kept, self.shapes, notes, self.followers)

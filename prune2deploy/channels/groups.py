@@ -7,7 +7,7 @@ interchangeable and form a group.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -81,15 +81,18 @@ class Frozen:
 
 
 def build_groups(
-    nodes: NodeTable, sites: Collection[Site], exclude: Collection[str]
+    nodes: NodeTable, component: NodeIds, sites: Collection[Site], stay: Mapping[str, str]
 ) -> tuple[list[Group], list[Frozen], NodeIds]:
     """Return the groups, what is frozen, and per node the channel it belongs to.
 
     A channel is numbered over all groups in their order; FIXED marks nodes that stay.
+
+    Args:
+        component: per node the number of its component, from nodes.components().
+        stay: tensors that must not be touched, and why.
     """
-    component = nodes.components()
     count = int(component.max()) + 1 if nodes.size else 0
-    reasons = _frozen_components(nodes, component, exclude)
+    reasons = _frozen_components(nodes, component, stay)
     tensor_dim = np.zeros(nodes.size, dtype=np.int64)
     position = np.zeros(nodes.size, dtype=np.int64)
     for number, owner in enumerate(nodes.owners):
@@ -97,9 +100,10 @@ def build_groups(
         position[owner.start : owner.start + owner.size] = np.arange(owner.size)
     members = _Members(component, tensor_dim, position, count)
 
-    families: dict[bytes, list[int]] = {}
+    in_parts = _parts(nodes, component)
+    families: dict[tuple[bytes, tuple[int, ...]], list[int]] = {}
     for c in range(count):
-        families.setdefault(members.footprint(c), []).append(c)
+        families.setdefault((members.footprint(c), in_parts.get(c, ())), []).append(c)
     roles = nodes.role_of_nodes()
     groups: list[Group] = []
     frozen: list[Frozen] = []
@@ -109,6 +113,9 @@ def build_groups(
     for family in families.values():
         free = [c for c in family if c not in reasons]
         stuck = [c for c in family if c in reasons]
+        if len(free) == 1:
+            reasons[free[0]] = "a single channel"
+            free, stuck = [], sorted([*stuck, *free])
         if free:
             slots = _slots(nodes, members, free, roles)
             name = _unused(_name(slots), names)
@@ -156,6 +163,15 @@ class _Members:
         return [(int(o), positions[:, owners == o]) for o in np.unique(owners)]
 
 
+def _parts(nodes: NodeTable, component: NodeIds) -> dict[int, tuple[int, ...]]:
+    """Numbers of the parts that each component is in, where it is in any."""
+    found: dict[int, tuple[int, ...]] = {}
+    for number, ids in enumerate(nodes.parts):
+        for c in np.unique(component[ids[ids != FIXED]]).tolist():
+            found[c] = (*found.get(c, ()), number)
+    return found
+
+
 def _slots(
     nodes: NodeTable, members: _Members, family: list[int], roles: npt.NDArray[np.int8]
 ) -> tuple[Slot, ...]:
@@ -183,7 +199,7 @@ def _name(slots: tuple[Slot, ...]) -> str:
 
 
 def _frozen_components(
-    nodes: NodeTable, component: NodeIds, exclude: Collection[str]
+    nodes: NodeTable, component: NodeIds, stay: Mapping[str, str]
 ) -> dict[int, str | None]:
     """Frozen components and the first reason that is worth telling."""
     reasons: dict[int, str | None] = {}
@@ -196,9 +212,8 @@ def _frozen_components(
     for record in nodes.frozen:
         freeze(record.ids, record.reason)
     for owner in nodes.owners:
-        if any(matches(owner.name, pattern) for pattern in exclude):
-            ids = np.arange(owner.start, owner.start + owner.size)
-            freeze(ids, f"excluded ({owner.name})")
+        if owner.name in stay:
+            freeze(np.arange(owner.start, owner.start + owner.size), stay[owner.name])
     unused = np.flatnonzero(nodes.untouched())
     # Kernel dimensions of a used weight are untouched too, but they are frozen already.
     freeze(unused, "the forward pass does not use it")

@@ -76,7 +76,11 @@ class FreezeRecord:
 
 @dataclass
 class NodeTable:
-    """All nodes, what was joined, and what was frozen."""
+    """All nodes, what was joined, and what was frozen.
+
+    parts: node ids that a split keeps together; channels of different parts do not
+        compete, so that no part is emptied.
+    """
 
     owners: list[Owner] = field(default_factory=list)
     size: int = 0
@@ -84,6 +88,7 @@ class NodeTable:
     frozen: list[FreezeRecord] = field(default_factory=list)
     roles: list[tuple[NodeIds, Role]] = field(default_factory=list)
     touched: list[NodeIds] = field(default_factory=list)
+    parts: list[NodeIds] = field(default_factory=list)
 
     def add_tensor(self, name: str, shape: Sequence[int]) -> Labels:
         """Give each dimension longer than 1 fresh nodes; return the tensor's labels."""

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from prune2deploy.channels.groups import Group, IndexTable
+from prune2deploy.channels.labels import NodeIds
 from prune2deploy.errors import ModelError
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,26 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Follower:
+    """A length that a module states in an attribute, and the channels that it counts.
+
+    attribute: its name, or 'name[index]' for one entry of a list or tuple.
+    channels: per counted entry the number of its channel over all groups, or FIXED.
+    """
+
+    module: str
+    attribute: str
+    channels: NodeIds
+
+
+@dataclass(frozen=True)
 class Plan:
     """Kept indices, ascending, per tensor name and dimension; dimensions not named stay whole.
 
     shapes: the shape of each named tensor before the cut, so that a plan is never
         applied to another model.
+    attributes: lengths that the model's own modules state and that change with the cut:
+        module, attribute (or 'attribute[index]' for an entry of a list), new value.
     choices: for people, per group how many channels stay.
     """
 
@@ -37,6 +53,7 @@ class Plan:
     shapes: Mapping[str, tuple[int, ...]]
     choices: tuple[Choice, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    attributes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def removes_nothing(self) -> bool:
@@ -59,6 +76,7 @@ class Plan:
             },
             "choices": [[c.group, c.channels, c.kept] for c in self.choices],
             "notes": list(self.notes),
+            "attributes": {n: dict(a) for n, a in self.attributes.items()},
         }
         return json.dumps(document)
 
@@ -118,7 +136,10 @@ class Plan:
             for c in self.choices
         ]
         choices += [c for name, c in later.items() if name not in first]
-        return Plan(keep, shapes, tuple(choices), self.notes + second.notes)
+        attributes = {name: dict(values) for name, values in self.attributes.items()}
+        for name, values in second.attributes.items():
+            attributes.setdefault(name, {}).update(values)
+        return Plan(keep, shapes, tuple(choices), self.notes + second.notes, attributes)
 
 
 def _are_indices(ids: IndexTable, length: int) -> bool:
@@ -137,7 +158,11 @@ def _from_document(document: Any) -> Plan:
     if not keep.keys() <= shapes.keys():
         raise ValueError("a tensor has kept indices and no shape")
     choices = tuple(Choice(str(g), int(c), int(k)) for g, c, k in document["choices"])
-    return Plan(keep, shapes, choices, tuple(str(n) for n in document["notes"]))
+    attributes = {
+        str(n): {str(a): int(v) for a, v in values.items()}
+        for n, values in document["attributes"].items()
+    }
+    return Plan(keep, shapes, choices, tuple(str(n) for n in document["notes"]), attributes)
 
 
 def plan_from_kept(
@@ -145,10 +170,12 @@ def plan_from_kept(
     kept: Sequence[IndexTable],
     shapes: Mapping[str, tuple[int, ...]],
     notes: Sequence[str] = (),
+    followers: Sequence[Follower] = (),
 ) -> Plan:
     """Turn kept channels per group (indices into the group) into a plan.
 
     shapes: of all parameters and buffers of the model.
+    followers: lengths stated in attributes that follow.
     """
     removed: dict[tuple[str, int], list[IndexTable]] = {}
     for group, stay in zip(groups, kept, strict=True):
@@ -163,4 +190,13 @@ def plan_from_kept(
         stays[np.concatenate(pieces)] = False
         keep.setdefault(name, {})[dim] = np.flatnonzero(stays)
     choices = tuple(Choice(g.name, g.size, len(s)) for g, s in zip(groups, kept, strict=True))
-    return Plan(keep, {n: shapes[n] for n in keep}, choices, tuple(notes))
+    stays_channel = np.concatenate(
+        [np.isin(np.arange(g.size), s) for g, s in zip(groups, kept, strict=True)]
+        + [np.ones(1, dtype=np.bool_)]  # for FIXED
+    )
+    attributes: dict[str, dict[str, int]] = {}
+    for follower in followers:
+        length = int(stays_channel[follower.channels].sum())
+        if length != len(follower.channels):
+            attributes.setdefault(follower.module, {})[follower.attribute] = length
+    return Plan(keep, {n: shapes[n] for n in keep}, choices, tuple(notes), attributes)

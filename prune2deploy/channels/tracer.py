@@ -6,17 +6,26 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prune2deploy.channels.labels import Labels, NodeIds, NodeTable
+from prune2deploy.channels.places import NOWHERE, Place
+
+Choice = tuple[Place, str]
+"""A line of code at which a dimension can be divided in several ways, and the kind of operator."""
+
+
+_TURNS = 8
+"""A line that runs more often, in a loop, is not looked at any more."""
 
 
 @dataclass(frozen=True)
 class Site:
     """One contraction (convolution or matrix product with a weight).
 
-    number: the how-manieth contraction of the forward pass.
+    number: the how-manieth contraction of the forward pass; -1 for a product of two
+        activations, which is there for its cost only.
     tensor_key: which tensor it reads; two sites with one key read the same tensor.
     channel_dim: the dimension of that tensor that holds the channels.
     reads: node ids along that dimension, or None.
@@ -35,13 +44,58 @@ class Site:
     positions: int
 
 
+@dataclass(frozen=True)
+class Step:
+    """One operator of a run, for the comparison of two runs.
+
+    numbers: its arguments that are plain numbers and enter the values.
+    labels: per result and dimension, node ids or None.
+    reads: labels of what went in.
+    """
+
+    name: str
+    numbers: tuple[float, ...]
+    labels: tuple[tuple[NodeIds | None, ...], ...]
+    reads: tuple[Labels, ...]
+    place: Place
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Where in a module's code a dimension was seen: dimension `dim` of a result.
+
+    number: which result of the operator; turn: the how-manieth time the line ran.
+    """
+
+    place: Place
+    operator: str
+    number: int
+    dim: int
+    turn: int
+
+
 @dataclass
 class Tracer:
-    """What the rules see: the node table, and the labels of every living tensor."""
+    """What the rules see: the node table, and the labels of every living tensor.
 
+    decisions: for lines that can divide a dimension in several ways, which one to take.
+    refusals: for such lines, why none of the ways is left.
+    given_orders: for a narrowed model, in which order the whole model preferred the ways each
+        time it came to such a line: the narrowed lengths must not change it.
+    """
+
+    decisions: Mapping[Choice, int] = field(default_factory=dict)
+    refusals: Mapping[Choice, str] = field(default_factory=dict)
+    given_orders: Sequence[tuple[int, ...]] | None = None
     nodes: NodeTable = field(default_factory=NodeTable)
+    orders: list[tuple[int, ...]] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     unknown_ops: Counter[str] = field(default_factory=Counter)
+    options: dict[Choice, int] = field(default_factory=dict)
+    divided: dict[Choice, list[NodeIds]] = field(default_factory=dict)
+    sights: dict[nn.Module, dict[Sight, NodeIds]] = field(default_factory=dict)
+    place: Place = NOWHERE
     _labels: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
     contractions: int = 0
     recording_sites: bool = True
@@ -63,6 +117,59 @@ class Tracer:
             raise AssertionError(f"{len(dims)} labels for a tensor of {tensor.dim()} dimensions")
         kept = [ids if n > 1 else None for ids, n in zip(dims, tensor.shape, strict=True)]
         self._labels[tensor] = Labels(kept, tuple(tensor.shape), parameter, self._next_key())
+
+    def choose(self, operator: str, ways: int, ids: NodeIds) -> int | None:
+        """Which of several ways to divide `ids` at the present line; None: they must stay.
+
+        The first way is the default. Where a later trial shows that the model's code does not
+        allow it, the next one is taken.
+        """
+        choice = (self.place, operator)
+        if choice in self.refusals:
+            self.nodes.freeze(ids, self.refusals[choice])
+            return None
+        self.options[choice] = max(ways, self.options.get(choice, 0))
+        self.divided.setdefault(choice, []).append(ids)
+        return min(self.decisions.get(choice, 0), ways - 1)
+
+    def choose_axis(self, operator: str, tables: Sequence[NodeIds]) -> int | None:
+        """Which of several ways to group a dimension's entries into channels; None: they stay.
+
+        tables: per way, shape (channels, copies): the entries in a row become one channel. The
+            way with most channels is preferred, of equals the first.
+        """
+        turn = len(self.orders)
+        if self.given_orders is not None and turn < len(self.given_orders):
+            order = self.given_orders[turn]
+        else:
+            useful = [way for way, table in enumerate(tables) if len(table) > 1]
+            order = tuple(sorted(useful, key=lambda way: -len(tables[way])))
+        self.orders.append(order)
+        if not order:
+            self.nodes.freeze(tables[0].reshape(-1), "a single channel")
+            return None
+        picked = self.choose(operator, len(order), tables[0].reshape(-1))
+        if picked is None:
+            return None
+        # What became of the channels that were made is asked later, not of all entries.
+        self.divided[(self.place, operator)][-1] = tables[order[picked]][:, 0]
+        return order[picked]
+
+    def see(self, operator: str, results: Sequence[Tensor]) -> None:
+        """Remember the labels of results whose lengths the module's code may state."""
+        if not self.place.modules:
+            return
+        seen = self.sights.setdefault(self.place.modules[0], {})
+        for number, result in enumerate(results):
+            for dim, ids in enumerate(self.labels(result).dims):
+                if ids is None:
+                    continue
+                turn = 0
+                while (sight := Sight(self.place, operator, number, dim, turn)) in seen:
+                    turn += 1
+                    if turn == _TURNS:
+                        return
+                seen[sight] = ids
 
     def add_site(self, read: Tensor, channel_dim: int, weight: Tensor, positions: int) -> None:
         """Write down a contraction that reads `read` and multiplies it with `weight`.
@@ -92,6 +199,16 @@ class Tracer:
             )
         )
 
+    def add_product(self, a: Tensor, b: Tensor) -> None:
+        """Write down the cost of a batched product of two activations, (B, N, K) × (B, K, M)."""
+        if self.recording_sites:
+            left, right = self.labels(a), self.labels(b)
+            factors = (
+                *zip(left.dims, a.shape, strict=True),
+                (right.dims[2], b.shape[2]),
+            )
+            self.sites.append(Site(-1, left.key, 2, left.dims[2], None, factors, 1))
+
     def register(self, name: str, tensor: Tensor) -> None:
         """Give a parameter or buffer its nodes."""
         labels = self.nodes.add_tensor(name, tensor.shape)
@@ -100,7 +217,7 @@ class Tracer:
 
     def forget_results(self, keep: Mapping[str, Tensor]) -> None:
         """Drop the labels of everything but parameters and buffers, between two runs."""
-        kept = [(tensor, self._labels[tensor]) for tensor in keep.values()]
+        kept = [(x, self._labels[x]) for x in keep.values() if x in self._labels]
         self._labels = WeakTensorKeyDictionary()
         for tensor, labels in kept:
             self._labels[tensor] = labels

@@ -100,12 +100,13 @@ def test_the_model_and_its_gradients_are_left_alone(change: object) -> None:
 
 def test_a_cut_model_keeps_its_class_modes_types_and_hooks() -> None:
     model = small_network().double()
-    model[0].weight.requires_grad_(False)
     model[3].eval()
     calls: list[str] = []
     model[5].register_forward_hook(lambda *_: calls.append("hook"))
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    small = cut(model, trace(model, x).plan([[0], [1], [2]]))
+    plan = trace(model, x).plan([[0], [1], [2]])
+    model[0].weight.requires_grad_(False)
+    small = cut(model, plan)
     calls.clear()
     assert type(small) is nn.Sequential
     assert small[0].weight.dtype == torch.float64

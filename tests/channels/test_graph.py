@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from networks import Net, counts, parameters, random_kept
+from networks import Net, counts, random_kept
 from torch import nn
 
-from prune2deploy.channels import Frozen, Graph, cut, trace
+from prune2deploy.channels import Graph, cut, trace
 
 
 def chain(*widths: int) -> Graph:
@@ -62,20 +61,6 @@ def test_counts_reads_a_plans_choices() -> None:
     graph = chain(6, 5)
     kept = random_kept(graph.groups)
     assert graph.counts(graph.plan(kept)).tolist() == counts(kept).tolist()
-
-
-def test_without_freezes_groups_and_keeps_the_others_right() -> None:
-    graph = chain(6, 5, 7, 4)
-    less = graph.without({1: "asked for", 3: "asked too"})
-    assert [g.name for g in less.groups] == ["0", "2"]
-    assert less.frozen[-2:] == (Frozen("1", 5, "asked for"), Frozen("3", 4, "asked too"))
-    assert graph.without({}) is graph
-    # The node table was renumbered: costs still agree with the cut.
-    small = cut(less.model, less.plan([[1, 2], [0, 3, 6]]))
-    assert less.cost.params(np.array([2, 3])) == parameters(small)
-    assert less.cost.macs(np.array([2, 3])) == 4 * sum(
-        p.numel() for p in small.parameters() if p.dim() == 4
-    )
 
 
 def test_a_layer_of_one_channel_cannot_lose_it() -> None:

@@ -5,7 +5,7 @@ labels of the result. To add one, write a function with `@rule("aten.name")` in 
 of its kind. Pointwise operators need none: PyTorch tags them, and one rule serves them all.
 """
 
-from prune2deploy.channels.rules import contractions, shapes, values
+from prune2deploy.channels.rules import contractions, parts, shapes, values
 from prune2deploy.channels.rules.base import (
     RULES,
     Call,
@@ -23,6 +23,7 @@ __all__ = [
     "Rule",
     "contractions",
     "find_rule",
+    "parts",
     "pointwise",
     "rule",
     "shapes",

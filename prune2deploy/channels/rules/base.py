@@ -80,7 +80,7 @@ def pointwise(t: Tracer, call: Call) -> None:
 # Pointwise in effect, though PyTorch does not tag every form of them.
 for _name in ("hardswish", "hardsigmoid", "hardtanh", "relu6", "celu", "prelu", "_prelu_kernel"):
     RULES[f"aten.{_name}"] = pointwise
-for _name in ("bernoulli", "dropout", "feature_dropout", "fill", "zero"):
+for _name in ("bernoulli", "dropout", "feature_dropout", "fill", "zero", "masked_fill", "where"):
     RULES[f"aten.{_name}"] = pointwise
 
 

@@ -74,9 +74,11 @@ def _view(t: Tracer, call: Call) -> None:
     dims: list[NodeIds | None] = [None] * out.dim()
     for sources, targets in matching_blocks(x.shape, out.shape):
         ids = _merge(t, [labels.dims[d] for d in sources], [x.shape[d] for d in sources])
-        for d, part in zip(targets, _split(t, ids, [out.shape[d] for d in targets]), strict=True):
+        lengths = [out.shape[d] for d in targets]
+        for d, part in zip(targets, _divide(t, ids, lengths), strict=True):
             dims[d] = part
     t.set(out, dims, labels.parameter)
+    t.see("view", [out])
 
 
 def matching_blocks(
@@ -122,11 +124,12 @@ def _merge(t: Tracer, parts: list[NodeIds | None], sizes: list[int]) -> NodeIds 
     return np.broadcast_to(ids.reshape(shape), sizes).reshape(-1)
 
 
-def _split(t: Tracer, ids: NodeIds | None, sizes: list[int]) -> list[NodeIds | None]:
+def _divide(t: Tracer, ids: NodeIds | None, sizes: list[int]) -> list[NodeIds | None]:
     """Labels of one dimension unflattened into several; one of them carries the channels.
 
     That is the one along which nothing new has to be tied, as after a flatten;
-    otherwise the longest, which leaves the most channels to choose from.
+    otherwise the longest, which leaves the most channels to choose from, and if the
+    model's code does not allow that, the next.
     """
     result: list[NodeIds | None] = [None] * len(sizes)
     if ids is None:
@@ -136,10 +139,50 @@ def _split(t: Tracer, ids: NodeIds | None, sizes: list[int]) -> list[NodeIds | N
     grid = ids.reshape(sizes)
     rows = [np.moveaxis(grid, axis, 0).reshape(sizes[axis], -1) for axis in range(len(sizes))]
     free = [axis for axis, r in enumerate(rows) if (r == r[:, :1]).all()]
-    best = max(free or range(len(sizes)), key=lambda axis: sizes[axis])
+    if free:
+        best = max(free, key=lambda axis: sizes[axis])
+    else:
+        chosen = t.choose_axis("view", rows)
+        if chosen is None:
+            return result
+        best = chosen
     t.nodes.join_all(rows[best])
     result[best] = rows[best][:, 0].copy()
     return result
+
+
+@rule("aten.stack")
+def _stack(t: Tracer, call: Call) -> None:
+    parts = call.args["tensors"]
+    dims: list[NodeIds | None] = []
+    for pieces in zip(*[t.labels(x).dims for x in parts], strict=True):
+        joined = pieces[0]
+        for piece in pieces[1:]:
+            joined = t.nodes.join(joined, piece, "stacked beside a fixed dimension")
+        dims.append(joined)
+    dims.insert(call.args.get("dim", 0) % call.out.dim(), None)
+    t.set(call.out, dims)
+
+
+@rule("aten.repeat")
+def _repeat(t: Tracer, call: Call) -> None:
+    repeats = call.args["repeats"]
+    dims = t.labels(call.args["self"]).dims
+    padded = [*[None] * (len(repeats) - len(dims)), *dims]
+    t.set(
+        call.out,
+        [None if d is None else np.tile(d, n) for d, n in zip(padded, repeats, strict=True)],
+    )
+
+
+@rule("aten.flip")
+def _flip(t: Tracer, call: Call) -> None:
+    x = call.args["self"]
+    dims = list(t.labels(x).dims)
+    for d in call.args["dims"]:
+        ids = dims[d]
+        dims[d] = None if ids is None else ids[::-1].copy()
+    t.set(call.out, dims)
 
 
 @rule("aten.expand", "aten.expand_as", "aten.broadcast_to")
@@ -166,22 +209,6 @@ def _squeeze(t: Tracer, call: Call) -> None:
     t.set(call.out, [ids for d, ids in enumerate(labels.dims) if d not in gone])
 
 
-@rule("aten.slice", "aten.split", "aten.split_with_sizes", "aten.select", "aten.unbind")
-def _take_part(t: Tracer, call: Call) -> None:
-    """Parts along `dim`. A part of a channel dimension is taken at a fixed place, so it stays."""
-    x = call.args["self"]
-    outs = tensors_in(call.out)
-    dim = call.args.get("dim", 0) % x.dim()
-    dims = list(t.labels(x).dims)
-    if len(outs) != 1 or outs[0].shape != x.shape:
-        t.nodes.freeze(dims[dim], f"{call.name} takes a part of it at a fixed place")
-        dims[dim] = None
-    if call.name in ("aten.select", "aten.unbind"):
-        del dims[dim]
-    for out in outs:
-        t.set(out, dims)
-
-
 @rule(
     "aten.clone",
     "aten.detach",
@@ -198,6 +225,17 @@ def _same(t: Tracer, call: Call) -> None:
     labels = t.labels(x)
     for out in tensors_in(call.out):
         t.set(out, labels.dims, labels.parameter)
+
+
+@rule("aten.as_strided")
+def _as_strided(t: Tracer, call: Call) -> None:
+    """Pooling to 1×1 restates the strides so; any other use may pick entries at will."""
+    labels = t.labels(call.args["self"])
+    if tuple(call.out.shape) == labels.shape:
+        t.set(call.out, labels.dims, labels.parameter)
+        return
+    for ids in labels.dims:
+        t.nodes.freeze(ids, "as_strided addresses its entries by their place in memory")
 
 
 @rule(
@@ -228,8 +266,10 @@ def _new_shape(t: Tracer, call: Call) -> None:
 
 @rule("aten.copy_")
 def _copy_into(t: Tracer, call: Call) -> None:
-    # Written through: whoever reads the base of a view later must see these labels,
-    # and we do not follow views back to their base, so what is copied in stays.
-    source = call.args["src"]
-    for ids in t.labels(source).dims:
-        t.nodes.freeze(ids, "copied into a buffer of fixed size")
+    # Whoever reads the base of a view later sees the labels that the base has. So what is copied
+    # in is tied to those, and where the base has none, it stays.
+    target, source = t.labels(call.args["self"]), t.labels(call.args["src"])
+    for back in range(1, len(source.dims) + 1):
+        ids = source.dims[-back]
+        if ids is not None:
+            t.nodes.join(target.dims[-back], ids, "copied into a tensor of fixed size")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
 from prune2deploy.channels.labels import Role
@@ -35,7 +38,14 @@ def _batch_norm(t: Tracer, call: Call) -> None:
     t.set(tensors_in(call.out)[0], dims)
 
 
-@rule("aten._softmax", "aten._log_softmax", "aten.cumsum", "aten.sort", "aten.topk")
+@rule(
+    "aten._softmax",
+    "aten._safe_softmax",
+    "aten._log_softmax",
+    "aten.cumsum",
+    "aten.sort",
+    "aten.topk",
+)
 def _along_one_dim(t: Tracer, call: Call) -> None:
     """Entries along `dim` depend on one another, so none of them can go."""
     x = call.args["self"]
@@ -57,6 +67,15 @@ def _along_one_dim(t: Tracer, call: Call) -> None:
     "aten.adaptive_max_pool2d",
     "aten.adaptive_max_pool3d",
     "aten.mkldnn_max_pool2d",
+    "aten.upsample_linear1d",
+    "aten.upsample_trilinear3d",
+    "aten.upsample_nearest3d",
+    "aten._upsample_bilinear2d_aa",
+    "aten._upsample_bicubic2d_aa",
+    "aten._upsample_nearest_exact1d",
+    "aten._upsample_nearest_exact3d",
+    "aten.avg_pool1d",
+    "aten.max_pool2d",
     "aten.upsample_nearest2d",
     "aten.upsample_nearest1d",
     "aten.upsample_bilinear2d",
@@ -81,28 +100,21 @@ def _spatial(t: Tracer, call: Call) -> None:
         t.set(out, dims)
 
 
-@rule(
-    "aten.mean",
-    "aten.sum",
-    "aten.amax",
-    "aten.amin",
-    "aten.max",
-    "aten.min",
-    "aten.argmax",
-    "aten.var",
-    "aten.var_mean",
-    "aten.std",
-    "aten.linalg_vector_norm",
-    "aten.prod",
+NORMALISING = frozenset(
+    f"aten.{name}"
+    for name in ("mean", "sum", "amax", "amin", "var", "var_mean", "std", "linalg_vector_norm")
 )
+"""Reductions that mean the same over fewer channels; see reference.py."""
+
+
+@rule(*NORMALISING, "aten.max", "aten.min", "aten.argmax", "aten.argmin", "aten.prod", "aten.all")
 def _reduction(t: Tracer, call: Call) -> None:
     x = call.args["self"]
     labels = t.labels(x)
-    given = call.args.get("dim")
-    over = range(x.dim()) if given is None or given == [] else dims_in(given)
-    reduced = {d % x.dim() for d in over}
+    reduced = reduced_dims(call.args, x.dim())
     for d in reduced:
-        t.nodes.freeze(labels.dims[d], f"{call.name} reduces this dimension")
+        if call.name not in NORMALISING:
+            t.nodes.freeze(labels.dims[d], f"{call.name} reduces this dimension")
     keep = bool(call.args.get("keepdim", False))
     dims = [
         None if d in reduced else ids
@@ -111,3 +123,76 @@ def _reduction(t: Tracer, call: Call) -> None:
     ]
     for out in tensors_in(call.out):
         t.set(out, dims if out.dim() == len(dims) else [None] * out.dim())
+
+
+def reduced_dims(args: Mapping[str, Any], dimensions: int) -> set[int]:
+    """Which dimensions a reduction goes over: those it names, or all."""
+    given = args.get("dim")
+    over = range(dimensions) if given is None or given == [] else dims_in(given)
+    return {d % dimensions for d in over}
+
+
+@rule("aten.native_layer_norm", "aten._fused_rms_norm")
+def _layer_norm(t: Tracer, call: Call) -> None:
+    """Normalises over the last dimensions together; what is cut there is left out of the mean."""
+    x = call.args["input"]
+    dims = list(t.labels(x).dims)
+    over = len(call.args["normalized_shape"])
+    for key, role in (("weight", Role.SCALE), ("bias", Role.SHIFT)):
+        vector = call.args.get(key)
+        if isinstance(vector, Tensor):
+            for back in range(1, over + 1):
+                ids = t.labels(vector).dims[-back]
+                dims[-back] = t.nodes.join(dims[-back], ids, "normalises a fixed dimension")
+                t.nodes.mark(ids, role)
+    outs = tensors_in(call.out)
+    t.set(outs[0], dims)
+
+
+@rule("aten.native_group_norm")
+def _group_norm(t: Tracer, call: Call) -> None:
+    """Several norm groups: whole groups go, or the same positions in all of them."""
+    x, count = call.args["input"], call.args["group"]
+    dims = list(t.labels(x).dims)
+    for key, role in (("weight", Role.SCALE), ("bias", Role.SHIFT)):
+        vector = call.args.get(key)
+        if isinstance(vector, Tensor):
+            ids = t.labels(vector).dims[0]
+            dims[1] = t.nodes.join(dims[1], ids, "normalises a fixed dimension")
+            t.nodes.mark(ids, role)
+    ids = dims[1]
+    if ids is not None and 1 < count < len(ids):
+        rows = ids.reshape(count, -1)
+        tables = (rows, rows.T)
+        way = t.choose_axis(call.name, tables)
+        if way is None:
+            dims[1] = None
+        else:
+            t.nodes.join_all(tables[way])
+    for d in range(2, len(dims)):
+        t.nodes.freeze(dims[d], "group norm averages over this dimension")
+        dims[d] = None
+    t.set(tensors_in(call.out)[0], dims)
+
+
+@rule("aten.tril", "aten.triu")
+def _triangle(t: Tracer, call: Call) -> None:
+    dims = list(t.labels(call.args["self"]).dims)
+    for d in (-1, -2):
+        t.nodes.freeze(dims[d], f"{call.name} masks it at fixed places")
+        dims[d] = None
+    t.set(call.out, dims)
+
+
+@rule("aten.grid_sampler_2d", "torchvision.roi_align", "torchvision.roi_pool")
+def _sampled(t: Tracer, call: Call) -> None:
+    """Each channel is sampled by itself at computed places of space, (N, C, H, W)."""
+    x, *rest = tensors_in(list(call.args.values()))
+    channels = t.labels(x).dims[1]
+    for other in [t.labels(x).dims[d] for d in (0, 2, 3)] + [
+        ids for one in rest for ids in t.labels(one).dims
+    ]:
+        t.nodes.freeze(other, f"{call.name} picks from it by position")
+    for out in tensors_in(call.out):
+        if out.dim() == 4:
+            t.set(out, [None, channels, None, None])

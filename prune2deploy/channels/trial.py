@@ -1,0 +1,215 @@
+"""Try a cut: run the narrowed model with labels, and compare it operator by operator.
+
+Every result in the narrowed model must carry the labels of the original's result, less the
+removed channels, in the same order; and the plain numbers that enter the values must be the
+same. That finds hard-coded shapes, parts that are taken at the wrong place, and scales that
+were computed from a width, and it needs no values, so it runs on the meta device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from prune2deploy.channels.cut import cut
+from prune2deploy.channels.groups import Group, IndexTable
+from prune2deploy.channels.labels import FIXED, NodeIds, NodeTable
+from prune2deploy.channels.observe import Subject, TraceMode, observe
+from prune2deploy.channels.places import NOWHERE, Place, place_of, raising_frames
+from prune2deploy.channels.plan import Plan
+from prune2deploy.channels.tracer import Step, Tracer
+
+_SHARES = (0.5, 0.75, 0.6, 0.85, 0.4, 0.7, 0.55)
+"""Shares kept in a trial: groups next to each other get different ones, so that a length that
+follows the wrong group shows."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a narrowed model does not do what the original does.
+
+    step: how many operators ran before it showed; a later one is progress.
+    what: for the user. place: where in the model's code.
+    nodes: node ids of the original that were in play.
+    modules: names of the modules whose code was running, innermost first.
+    of_numbers: whether a number that was computed from a width differs, which no attribute
+        can mend.
+    """
+
+    step: int
+    what: str
+    place: Place
+    nodes: NodeIds
+    modules: tuple[str, ...]
+    of_numbers: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.what}" if self.place.line[1] else self.what
+
+
+def uneven(groups: Sequence[Group], pairs: bool) -> list[IndexTable]:
+    """Kept channels for a trial: irregular, and of a different share in each group.
+
+    At least two stay, since a dimension of length 1 shows nothing; so a group of two is
+    left whole, unless `pairs`: then only those are cut.
+    """
+    random = np.random.default_rng(0)
+    kept = []
+    for number, group in enumerate(groups):
+        if pairs:
+            kept.append(np.arange(1 if group.size == 2 else group.size))
+            continue
+        wanted = round(group.size * _SHARES[number % len(_SHARES)])
+        count = min(max(wanted, 2), max(group.size - 1, 2))
+        kept.append(np.sort(random.choice(group.size, count, replace=False)))
+    return kept
+
+
+def find_problem(
+    subject: Subject,
+    plan: Plan,
+    expected: Tracer,
+    component: NodeIds,
+    train_too: bool,
+    shapes_only: bool = False,
+) -> Problem | None:
+    """Cut by a plan, run, and compare with what was expected.
+
+    Args:
+        expected: trace of the whole model, with the decisions that the trial uses too.
+        component: per node of `expected` its component.
+        shapes_only: whether only errors count.
+    """
+    small = cut(subject.model, plan)
+    trial = Subject(small, subject.inputs, subject.on_meta)
+    tracer = Tracer(expected.decisions, expected.refusals, expected.orders)
+    mode = TraceMode(tracer)
+    problem: Problem | None = None
+    try:
+        observe(mode, trial, train_too)
+    except Exception as err:  # whatever the model's code raises is the answer here
+        if mode.in_rule:
+            raise  # not the model's fault but ours
+        problem = _raised(err, mode, trial, plan, expected.nodes)
+    if shapes_only:
+        return problem
+    mismatch = _first_mismatch(trial, plan, expected, tracer, component)
+    return mismatch or problem
+
+
+def _raised(
+    err: Exception, mode: TraceMode, trial: Subject, plan: Plan, nodes: NodeTable
+) -> Problem:
+    place = place_of(err.__traceback__)
+    what = f"{type(err).__name__}: {str(err).strip().splitlines()[0] if str(err) else ''}"
+    tensors = list(mode.pending)
+    for frame in raising_frames(err.__traceback__):
+        tensors += [x for x in frame.f_locals.values() if isinstance(x, Tensor)]
+    found = [ids for x in tensors for ids in mode.tracer.labels(x).dims if ids is not None]
+    mine = np.unique(np.concatenate([*found, np.zeros(0, np.int64)]))
+    origin = _origin(plan, nodes, mode.tracer.nodes)
+    return Problem(
+        len(mode.tracer.steps), what, place, origin[mine[mine != FIXED]], _modules(place, trial)
+    )
+
+
+def _modules(place: Place, subject: Subject) -> tuple[str, ...]:
+    names = subject.names
+    return tuple(names[m] for m in place.modules if m in names)
+
+
+def _first_mismatch(
+    trial: Subject, plan: Plan, expected: Tracer, found: Tracer, component: NodeIds
+) -> Problem | None:
+    origin = _origin(plan, expected.nodes, found.nodes)
+    compare = _Comparison(component, _kept(plan, expected.nodes), origin)
+    for number, (old, new) in enumerate(zip(expected.steps, found.steps, strict=False)):
+        what = compare.difference(old, new)
+        if what is not None:
+            nodes = [ids for dims in old.labels for ids in dims if ids is not None]
+            nodes += [ids for one in old.reads for ids in one.dims if ids is not None]
+            some = np.unique(np.concatenate([*nodes, np.zeros(0, np.int64)]))
+            place = new.place if new.place is not NOWHERE else old.place
+            return Problem(
+                number,
+                what,
+                place,
+                some[some != FIXED],
+                _modules(place, trial),
+                of_numbers=old.name == new.name and old.numbers != new.numbers,
+            )
+    return None
+
+
+class _Comparison:
+    """Compares the labels of two runs; those of one array are compared once."""
+
+    def __init__(self, component: NodeIds, kept: npt.NDArray[np.bool_], origin: NodeIds) -> None:
+        # An id of FIXED picks the last entry.
+        self._component = np.append(component, FIXED)
+        self._kept = np.append(kept, True)
+        self._origin = np.append(origin, FIXED)
+        self._known: dict[tuple[int, int], bool] = {}
+
+    def difference(self, old: Step, new: Step) -> str | None:
+        """What differs between an operator of the original and of the narrowed model."""
+        if old.name != new.name:
+            return f"{new.name} runs where the whole model runs {old.name}"
+        if len(old.numbers) != len(new.numbers) or not all(
+            a == b or math.isclose(a, b, rel_tol=1e-9) or a != a
+            for a, b in zip(old.numbers, new.numbers, strict=True)
+        ):
+            was, now = (" × ".join(f"{n:g}" for n in x.numbers) for x in (old, new))
+            if old.name == "output":
+                return f"the output's shape changes from {was} to {now}"
+            return f"a number in {old.name} changes with the width, from {was} to {now}"
+        if [len(x) for x in old.labels] != [len(x) for x in new.labels]:
+            return f"the result of {old.name} changes its dimensions"
+        for before, after in zip(old.labels, new.labels, strict=True):
+            for a, b in zip(before, after, strict=True):
+                if not self._agree(a, b):
+                    return f"the result of {old.name} holds other channels than it should"
+        return None
+
+    def _agree(self, old: NodeIds | None, new: NodeIds | None) -> bool:
+        if old is None and new is None:
+            return True
+        key = (id(old), id(new))
+        if key not in self._known:
+            self._known[key] = self._same(old, new)
+        return self._known[key]
+
+    def _same(self, old: NodeIds | None, new: NodeIds | None) -> bool:
+        left = None if old is None else old[self._kept[old]]
+        if left is None or new is None:
+            return left is None or len(left) <= 1
+        return len(left) == len(new) and bool(
+            (self._component[left] == self._component[self._origin[new]]).all()
+        )
+
+
+def _kept(plan: Plan, nodes: NodeTable) -> npt.NDArray[np.bool_]:
+    """Which nodes of the whole model a plan keeps."""
+    kept = np.ones(nodes.size, dtype=np.bool_)
+    for owner in nodes.owners:
+        ids = plan.keep.get(owner.name, {}).get(owner.dim)
+        if ids is not None:
+            kept[owner.start : owner.start + owner.size] = False
+            kept[owner.start + ids] = True
+    return kept
+
+
+def _origin(plan: Plan, whole: NodeTable, small: NodeTable) -> NodeIds:
+    """Node of the whole model that each node of the narrowed model was."""
+    start = {(o.name, o.dim): o.start for o in whole.owners}
+    origin = np.zeros(small.size, dtype=np.int64)
+    for owner in small.owners:
+        ids = plan.keep.get(owner.name, {}).get(owner.dim)
+        places = np.arange(owner.size) if ids is None else ids
+        origin[owner.start : owner.start + owner.size] = start[owner.name, owner.dim] + places
+    return origin
