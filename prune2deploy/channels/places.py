@@ -24,14 +24,16 @@ class Place:
 
     line: the innermost line of the model's own code, as (file, number).
     inner: the line that calls the operator, which may lie inside PyTorch.
-    modules: the modules whose methods are running, innermost first; for messages and
-        for what may follow a cut, so they do not count in comparisons.
+    modules: the modules whose methods are running, innermost first. They and what follows
+        do not count in comparisons.
+    names: per module the attribute names in the code of its running methods.
     """
 
     line: tuple[str, int]
     inner: tuple[str, int]
     function: str = field(compare=False)
     modules: tuple[nn.Module, ...] = field(compare=False)
+    names: tuple[tuple[str, ...], ...] = field(compare=False)
 
     def __str__(self) -> str:
         """For a reader: file:line, the method, and what is written there."""
@@ -40,7 +42,7 @@ class Place:
         return f"{_short(file)}:{number} in {self.function}" + (f", `{source}`" if source else "")
 
 
-NOWHERE = Place(("", 0), ("", 0), "", ())
+NOWHERE = Place(("", 0), ("", 0), "", (), ())
 
 
 def here() -> Place:
@@ -86,6 +88,7 @@ def _place(frames: Iterator[tuple[FrameType, int]]) -> Place:
     line: tuple[str, int] | None = None
     function = ""
     modules: list[nn.Module] = []
+    names: list[tuple[str, ...]] = []
     for frame, number in frames:
         code = frame.f_code
         file = code.co_filename
@@ -101,13 +104,14 @@ def _place(frames: Iterator[tuple[FrameType, int]]) -> Place:
             line, function = (file, number), code.co_qualname
         if code.co_varnames[:1] == ("self",):
             owner = frame.f_locals.get("self")
-            if isinstance(owner, nn.Module) and (not modules or modules[-1] is not owner):
+            if isinstance(owner, nn.Module):
                 modules.append(owner)
+                names.append(code.co_names)
     if inner is None:
         return NOWHERE
     if line is None:
         line, function = inner, type(modules[0]).__name__ if modules else ""
-    return Place(line, inner, function, tuple(modules))
+    return Place(line, inner, function, tuple(modules), tuple(names))
 
 
 @functools.cache

@@ -45,7 +45,7 @@ def reference_trace(subject: Subject, plan: Plan, whole: Tracer, train_too: bool
     masked = Subject(mask(subject.model, plan), subject.inputs, on_meta=False)
     tracer = _PlanTracer(plan, whole.decisions, whole.refusals)
     observe(_ReferenceMode(tracer), masked, train_too)
-    tracer.orders = list(whole.orders)
+    tracer.picks = list(whole.picks)
     return tracer
 
 

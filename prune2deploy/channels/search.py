@@ -12,7 +12,8 @@ it should. What can mend it is tried in this order, and kept if the next trial g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -30,6 +31,12 @@ from prune2deploy.channels.trial import Problem, find_problem, uneven
 _FEW = 8
 """Candidates of one kind that are tried for one problem."""
 
+_REMEMBERED = 4
+"""Traces of the whole model, under different decisions, that are kept."""
+
+_NEAR = 2
+"""Modules around a problem whose dimensions may be tied; further out they are too many."""
+
 Source = Sight | tuple[str, int]
 """Where a length is known from: seen in a module's code, or (tensor of the module, dimension)."""
 
@@ -44,17 +51,40 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Tie:
+    """In all modules of a class, two dimensions shrink alike.
+
+    blocks: where the second is a multiple of the first: whether an entry of the first goes with
+        a block of neighbours, as a head does, or with every n-th, as an entry of all heads.
+    """
+
+    kind: type[nn.Module]
+    one: Source
+    other: Source
+    blocks: bool = False
+
+    def pairs(self, a: NodeIds, b: NodeIds) -> list[tuple[NodeIds, NodeIds]]:
+        """Nodes to join; none where the lengths do not fit."""
+        if not len(a) or len(b) % len(a):
+            return []
+        table = b.reshape(len(a), -1).T if self.blocks else b.reshape(-1, len(a))
+        return [(a[live], row[live]) for row in table for live in [(a != FIXED) & (row != FIXED)]]
+
+
+@dataclass(frozen=True)
 class State:
     """What has been decided so far.
 
-    ties: in all modules of a class, two dimensions shrink alike.
+    decisions: which way a line divides; tried: ways that did not do.
+    ties: what shrinks alike.
     frozen: nodes of the whole model that stay, and why.
     """
 
     decisions: Mapping[Choice, int] = field(default_factory=dict)
+    tried: frozenset[tuple[Choice, int]] = frozenset()
     refusals: Mapping[Choice, str] = field(default_factory=dict)
     recipes: tuple[Recipe, ...] = ()
-    ties: tuple[tuple[type[nn.Module], Source, Source], ...] = ()
+    ties: tuple[Tie, ...] = ()
     frozen: tuple[FreezeRecord, ...] = ()
 
 
@@ -79,6 +109,10 @@ class Found:
         return other.problem is not None and self.problem.step > other.problem.step
 
 
+Candidates = Callable[[Found], Iterator[State]]
+"""States that may do better than one whose trial found a problem."""
+
+
 class Search:
     """One model; see the module's text."""
 
@@ -89,7 +123,8 @@ class Search:
         self._train_too = train_too
         self._stay = stay
         self._shapes = {n: tuple(t.shape) for n, t in tensors_of(subject.model).items()}
-        self._traced = (State(), first)
+        self._traced = [(State(), first)]
+        self._built: Found | None = None
 
     def settle(self) -> Found:
         """Mend one problem after the other until the trial finds none."""
@@ -112,52 +147,61 @@ class Search:
 
     def _mended(self, found: Found) -> Found | None:
         """The first change that lets the trial get further."""
-        better = self._first_better(found, self._following, self._tied)
-        if better is not None:
-            return better
-        for candidates in (self._divided_otherwise, self._refused):
+        for candidates, then in (
+            (self._following, ()),
+            (self._tied, (self._following,)),
+            (self._divided_otherwise, (self._following, self._tied)),
+            (self._refused, (self._following, self._tied)),
+        ):
             for state in _first(candidates(found)):
-                # Divided in another way, other attributes have to follow.
-                tried = self._try(state)
-                while tried.problem is not None:
-                    more = self._first_better(tried, self._following, self._tied)
-                    if more is None:
-                        break
-                    tried = more
+                # Tied or divided in another way, other attributes have to follow.
+                tried = self._followed(self._try(state), then)
                 if tried.better_than(found):
                     return tried
         return None
 
-    def _first_better(
-        self, found: Found, *kinds: Callable[[Found], Iterator[State]]
-    ) -> Found | None:
-        for candidates in kinds:
-            for state in _first(candidates(found)):
-                tried = self._try(state)
-                if tried.better_than(found):
-                    return tried
-        return None
+    def _followed(self, found: Found, kinds: Sequence[Candidates]) -> Found:
+        """As far as one gets with changes of these kinds."""
+        while found.problem is not None:
+            better = next(
+                (
+                    tried
+                    for candidates in kinds
+                    for state in _first(candidates(found))
+                    if (tried := self._try(state)).better_than(found)
+                ),
+                None,
+            )
+            if better is None:
+                break
+            found = better
+        return found
 
     # What a state leads to
 
     def _trace(self, state: State) -> Tracer:
-        known, tracer = self._traced
-        if known.decisions == state.decisions and known.refusals == state.refusals:
-            return tracer
+        for known, tracer in self._traced:
+            if known.decisions == state.decisions and known.refusals == state.refusals:
+                return tracer
         tracer = Tracer(state.decisions, state.refusals)
         observe(TraceMode(tracer), self._subject, self._train_too)
-        self._traced = (state, tracer)
+        self._traced = [(state, tracer), *self._traced[: _REMEMBERED - 1]]
         return tracer
 
     def _build(self, state: State) -> Found:
+        if self._built is None or self._built.state is not state:
+            self._built = self._built_anew(state)
+        return self._built
+
+    def _built_anew(self, state: State) -> Found:
         tracer = self._trace(state)
         edges = list(tracer.nodes.edges)
-        for kind, one, other in state.ties:
-            for module in self._modules(kind):
-                a, b = self._ids(tracer, module, one), self._ids(tracer, module, other)
-                if a is not None and b is not None and len(a) == len(b):
-                    live = (a != FIXED) & (b != FIXED)
-                    edges.append((a[live], b[live]))
+        for tie in state.ties:
+            for module in self._modules(tie.kind):
+                a = self._ids(tracer, module, tie.one)
+                b = self._ids(tracer, module, tie.other)
+                if a is not None and b is not None:
+                    edges += tie.pairs(a, b)
         nodes = replace(tracer.nodes, edges=edges, frozen=[*tracer.nodes.frozen, *state.frozen])
         component = nodes.components()
         groups, frozen, channel = build_groups(nodes, component, tracer.sites, self._stay)
@@ -188,27 +232,26 @@ class Search:
         )
 
     def _without_stuck_axes(self, state: State) -> State:
-        """Where the axis that was taken turns out to be frozen, take the next one."""
-        first = state
-        for _ in range(_FEW):
-            found = self._build(state)
-            stuck = {
-                choice: state.decisions.get(choice, 0) + 1
-                for choice, divided in found.tracer.divided.items()
-                if all((_of(found.channel, ids) == FIXED).all() for ids in divided)
-            }
-            stuck = {c: way for c, way in stuck.items() if way < found.tracer.options[c]}
+        """Where all that a line made turns out to be frozen, take another way if one is better."""
+        found = self._build(state)
+        stuck = {c for c in _stuck(found) if c not in state.decisions}
+        most = max((found.tracer.divisions[c].ways for c in stuck), default=0)
+        for way in range(most):
             if not stuck:
                 break
-            state = replace(state, decisions={**state.decisions, **stuck})
-        # A line where no way is better keeps its first.
-        lost = {
-            choice
-            for choice, divided in found.tracer.divided.items()
-            if all((_of(found.channel, ids) == FIXED).all() for ids in divided)
-        }
-        kept = {c: w for c, w in state.decisions.items() if c not in lost or c in first.decisions}
-        return replace(state, decisions=kept)
+            others = {
+                c: way
+                for c in stuck
+                if way < found.tracer.divisions[c].ways
+                and way not in found.tracer.divisions[c].taken
+            }
+            tried = self._build(replace(state, decisions={**state.decisions, **others}))
+            freed = others.keys() - _stuck(tried)
+            if freed:
+                better = dict.fromkeys(freed, way)
+                state = replace(state, decisions={**state.decisions, **better})
+                stuck -= freed
+        return state
 
     # 1: attributes
 
@@ -216,11 +259,11 @@ class Search:
         assert found.problem is not None
         if found.problem.of_numbers:
             return
-        for name in found.problem.modules:
+        for name, read in found.problem.modules:
             module = self._subject.model.get_submodule(name)
             followed = {f.attribute for f in found.followers if f.module == name}
             for attribute, value in _lengths(module):
-                if attribute in followed:
+                if attribute in followed or attribute.partition("[")[0] not in read:
                     continue
                 seen = {value}
                 for source, ids in self._sources(found, module, value):
@@ -233,16 +276,18 @@ class Search:
     def _sources(
         self, found: Found, module: nn.Module, length: int
     ) -> Iterator[tuple[Source, NodeIds]]:
-        """Dimensions of this length that the module's code or tensors have; nearest first."""
+        """Those of a length."""
+        return (pair for pair in self._all_sources(found, module) if len(pair[1]) == length)
+
+    def _all_sources(self, found: Found, module: nn.Module) -> Iterator[tuple[Source, NodeIds]]:
+        """Dimensions that the module's code or tensors have; nearest to the problem first."""
         assert found.problem is not None
         place = found.problem.place
         seen = found.tracer.sights.get(module, {})
-        for sight, ids in sorted(seen.items(), key=lambda item: item[0].place != place):
-            if len(ids) == length:
-                yield sight, ids
+        yield from sorted(seen.items(), key=lambda item: item[0].place != place)
         for owner in found.tracer.nodes.owners:
             relative = self._relative(module, owner.name)
-            if relative is not None and owner.size == length:
+            if relative is not None:
                 yield (relative, owner.dim), np.arange(owner.start, owner.start + owner.size)
 
     def _relative(self, module: nn.Module, tensor: str) -> str | None:
@@ -288,19 +333,58 @@ class Search:
     # 2: ties
 
     def _tied(self, found: Found) -> Iterator[State]:
-        """Dimensions whose length is read from one attribute and that came out differently."""
+        """Pairs of dimensions that came out differently: of one length, or one of them in play."""
         assert found.problem is not None
-        for recipe in found.state.recipes:
-            for name in found.problem.modules:
-                module = self._subject.model.get_submodule(name)
-                ids = self._ids(found.tracer, module, recipe.source)
-                if type(module) is not recipe.kind or ids is None:
-                    continue
-                left = self._left(found, ids)
-                for source, other in self._sources(found, module, len(ids)):
-                    if isinstance(source, Sight) and self._left(found, other) != left:
-                        tie = (recipe.kind, recipe.source, source)
-                        yield replace(found.state, ties=(*found.state.ties, tie))
+        if found.problem.of_numbers or found.problem.step >= len(found.tracer.steps):
+            return
+        step = found.tracer.steps[found.problem.step]
+        known = [d for dims in step.labels for d in dims] + [d for r in step.reads for d in r.dims]
+        component = np.append(found.component, FIXED)
+        in_play = {component[ids].tobytes() for ids in known if ids is not None}
+        for name, _ in found.problem.modules[:_NEAR]:
+            module = self._subject.model.get_submodule(name)
+            sources: dict[bytes, tuple[Source, NodeIds]] = {}
+            for source, ids in self._all_sources(found, module):
+                if (_of(found.channel, ids) != FIXED).any():
+                    sources.setdefault(component[ids].tobytes(), (source, ids))
+            pairs = itertools.combinations(sources.items(), 2)
+            equal, multiple = [], []
+            for (key, one), (other_key, other) in pairs:
+                if len(one[1]) == len(other[1]):
+                    equal.append((one, other))
+                elif in_play & {key, other_key}:
+                    multiple.append((one, other))
+            for one, other in equal + multiple:
+                for tie in self._ways_to_tie(found, type(module), one, other):
+                    state = replace(found.state, ties=(*found.state.ties, tie))
+                    if self._still_cut(found, self._build(state), one[1]):
+                        yield state
+
+    def _still_cut(self, found: Found, tied: Found, ids: NodeIds) -> bool:
+        """Whether what was tied is cut in the next trial; else that would prove nothing."""
+        assert found.problem is not None
+        if self._left(tied, ids) < len(ids):
+            return True
+        if (_of(tied.channel, ids) == FIXED).all():
+            return False
+        problem = self._problem(tied, pairs=True)
+        return problem is None or problem.step > found.problem.step
+
+    def _ways_to_tie(
+        self,
+        found: Found,
+        kind: type[nn.Module],
+        one: tuple[Source, NodeIds],
+        other: tuple[Source, NodeIds],
+    ) -> Iterator[Tie]:
+        if len(one[1]) > len(other[1]):
+            one, other = other, one
+        times = len(other[1]) // len(one[1])
+        exact = len(other[1]) == times * len(one[1])
+        if exact and self._left(found, one[1]) * times != self._left(found, other[1]):
+            yield Tie(kind, one[0], other[0])
+            if times > 1:
+                yield Tie(kind, one[0], other[0], blocks=True)
 
     # 3 and 4: other ways, and none
 
@@ -312,18 +396,25 @@ class Search:
         of_node = _group_of_node(found)
         involved = [
             choice
-            for choice, divided in found.tracer.divided.items()
-            if any(np.isin(_of(of_node, ids), culprits).any() for ids in divided)
+            for choice, division in found.tracer.divisions.items()
+            if any(np.isin(_of(of_node, ids), culprits).any() for ids in division.channels)
         ]
         involved.reverse()  # what came last is nearest
         return sorted(involved, key=lambda choice: choice[0] != place)
 
     def _divided_otherwise(self, found: Found) -> Iterator[State]:
         for choice in self._involved(found):
-            way = found.state.decisions.get(choice, 0) + 1
-            if way < found.tracer.options[choice]:
-                decisions = {**found.state.decisions, choice: way}
-                yield self._without_stuck_axes(replace(found.state, decisions=decisions))
+            division = found.tracer.divisions[choice]
+            tried = found.state.tried | {(choice, way) for way in division.taken}
+            for way in range(division.ways):
+                if (choice, way) not in tried:
+                    decisions = {**found.state.decisions, choice: way}
+                    state = replace(found.state, decisions=decisions, tried=tried)
+                    # Lines that divide what is multiplied with it have to go along.
+                    state = self._without_stuck_axes(state)
+                    # A way that freezes everything there is no other way.
+                    if choice not in _stuck(self._build(state)):
+                        yield state
 
     def _refused(self, found: Found) -> Iterator[State]:
         assert found.problem is not None
@@ -334,8 +425,9 @@ class Search:
     def _culprits(self, found: Found) -> npt.NDArray[np.int64]:
         """Numbers of the groups that were in play when the problem showed."""
         assert found.problem is not None
-        numbers: npt.NDArray[np.int64] = np.unique(_of(_group_of_node(found), found.problem.nodes))
-        return numbers[numbers != FIXED]
+        numbers: NodeIds = np.unique(_of(_group_of_node(found), found.problem.nodes))
+        live: NodeIds = numbers[numbers != FIXED]
+        return live
 
     def _frozen(self, found: Found) -> State:
         """The state in which the trial gets furthest with one group in play frozen, or all."""
@@ -377,7 +469,9 @@ def _first(states: Iterator[State]) -> Iterator[State]:
 
 def _of(values: NodeIds, ids: NodeIds) -> NodeIds:
     """values[ids], and FIXED where an id is FIXED."""
-    return np.append(values, FIXED)[ids]
+    extended: NodeIds = np.append(values, FIXED)
+    picked: NodeIds = extended[ids]
+    return picked
 
 
 def _group_of_node(found: Found) -> NodeIds:
@@ -400,6 +494,15 @@ def _lengths(module: nn.Module) -> list[tuple[str, int]]:
         elif type(value) is int and value > 1:
             found.append((name, value))
     return found
+
+
+def _stuck(found: Found) -> set[Choice]:
+    """Lines whose channels are all frozen."""
+    return {
+        choice
+        for choice, division in found.tracer.divisions.items()
+        if all((_of(found.channel, ids) == FIXED).all() for ids in division.channels)
+    }
 
 
 def _reason(problem: Problem) -> str:

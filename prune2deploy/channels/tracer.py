@@ -64,7 +64,7 @@ class Step:
 class Sight:
     """Where in a module's code a dimension was seen: dimension `dim` of a result.
 
-    number: which result of the operator; turn: the how-manieth time the line ran.
+    number: 0 for what went in, then its results; turn: the how-manieth time the line ran.
     """
 
     place: Place
@@ -75,25 +75,34 @@ class Sight:
 
 
 @dataclass
+class Division:
+    """How a line divided dimensions: the ways there are, those taken, and the channels it made."""
+
+    ways: int = 0
+    taken: set[int] = field(default_factory=set)
+    channels: list[NodeIds] = field(default_factory=list)
+
+
+@dataclass
 class Tracer:
     """What the rules see: the node table, and the labels of every living tensor.
 
     decisions: for lines that can divide a dimension in several ways, which one to take.
     refusals: for such lines, why none of the ways is left.
-    given_orders: for a narrowed model, in which order the whole model preferred the ways each
-        time it came to such a line: the narrowed lengths must not change it.
+    given_picks: for a narrowed model, what choose_axis chose each time in the whole model: the
+        narrowed lengths must not change it.
+    divisions: what became of each such line.
     """
 
     decisions: Mapping[Choice, int] = field(default_factory=dict)
     refusals: Mapping[Choice, str] = field(default_factory=dict)
-    given_orders: Sequence[tuple[int, ...]] | None = None
+    given_picks: Sequence[int | None] | None = None
     nodes: NodeTable = field(default_factory=NodeTable)
-    orders: list[tuple[int, ...]] = field(default_factory=list)
+    picks: list[int | None] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     unknown_ops: Counter[str] = field(default_factory=Counter)
-    options: dict[Choice, int] = field(default_factory=dict)
-    divided: dict[Choice, list[NodeIds]] = field(default_factory=dict)
+    divisions: dict[Choice, Division] = field(default_factory=dict)
     sights: dict[nn.Module, dict[Sight, NodeIds]] = field(default_factory=dict)
     place: Place = NOWHERE
     _labels: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
@@ -128,32 +137,39 @@ class Tracer:
         if choice in self.refusals:
             self.nodes.freeze(ids, self.refusals[choice])
             return None
-        self.options[choice] = max(ways, self.options.get(choice, 0))
-        self.divided.setdefault(choice, []).append(ids)
-        return min(self.decisions.get(choice, 0), ways - 1)
+        way = min(self.decisions.get(choice, 0), ways - 1)
+        self._divide(choice, ways, way, ids)
+        return way
 
     def choose_axis(self, operator: str, tables: Sequence[NodeIds]) -> int | None:
         """Which of several ways to group a dimension's entries into channels; None: they stay.
 
         tables: per way, shape (channels, copies): the entries in a row become one channel. The
-            way with most channels is preferred, of equals the first.
+            way with most channels is the default, of equals the first.
         """
-        turn = len(self.orders)
-        if self.given_orders is not None and turn < len(self.given_orders):
-            order = self.given_orders[turn]
-        else:
-            useful = [way for way, table in enumerate(tables) if len(table) > 1]
-            order = tuple(sorted(useful, key=lambda way: -len(tables[way])))
-        self.orders.append(order)
-        if not order:
-            self.nodes.freeze(tables[0].reshape(-1), "a single channel")
+        choice = (self.place, operator)
+        way = self._pick(choice, [len(table) for table in tables])
+        self.picks.append(way)
+        if way is None:
+            reason = self.refusals.get(choice, "a single channel")
+            self.nodes.freeze(tables[0].reshape(-1), reason)
             return None
-        picked = self.choose(operator, len(order), tables[0].reshape(-1))
-        if picked is None:
+        self._divide(choice, len(tables), way, tables[way][:, 0])
+        return way
+
+    def _pick(self, choice: Choice, channels: Sequence[int]) -> int | None:
+        if self.given_picks is not None and len(self.picks) < len(self.given_picks):
+            return self.given_picks[len(self.picks)]
+        if choice in self.refusals:
             return None
-        # What became of the channels that were made is asked later, not of all entries.
-        self.divided[(self.place, operator)][-1] = tables[order[picked]][:, 0]
-        return order[picked]
+        way = self.decisions.get(choice, max(range(len(channels)), key=lambda w: channels[w]))
+        return way if way < len(channels) and channels[way] > 1 else None
+
+    def _divide(self, choice: Choice, ways: int, way: int, ids: NodeIds) -> None:
+        known = self.divisions.setdefault(choice, Division())
+        known.ways = max(ways, known.ways)
+        known.taken.add(way)
+        known.channels.append(ids)
 
     def see(self, operator: str, results: Sequence[Tensor]) -> None:
         """Remember the labels of results whose lengths the module's code may state."""

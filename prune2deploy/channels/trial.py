@@ -36,7 +36,8 @@ class Problem:
     step: how many operators ran before it showed; a later one is progress.
     what: for the user. place: where in the model's code.
     nodes: node ids of the original that were in play.
-    modules: names of the modules whose code was running, innermost first.
+    modules: names of the modules whose code was running, innermost first, each with the names
+        of attributes that this code reads.
     of_numbers: whether a number that was computed from a width differs, which no attribute
         can mend.
     """
@@ -45,7 +46,7 @@ class Problem:
     what: str
     place: Place
     nodes: NodeIds
-    modules: tuple[str, ...]
+    modules: tuple[tuple[str, frozenset[str]], ...]
     of_numbers: bool = False
 
     def __str__(self) -> str:
@@ -87,7 +88,7 @@ def find_problem(
     """
     small = cut(subject.model, plan)
     trial = Subject(small, subject.inputs, subject.on_meta)
-    tracer = Tracer(expected.decisions, expected.refusals, expected.orders)
+    tracer = Tracer(expected.decisions, expected.refusals, expected.picks)
     mode = TraceMode(tracer)
     problem: Problem | None = None
     try:
@@ -118,9 +119,13 @@ def _raised(
     )
 
 
-def _modules(place: Place, subject: Subject) -> tuple[str, ...]:
-    names = subject.names
-    return tuple(names[m] for m in place.modules if m in names)
+def _modules(place: Place, subject: Subject) -> tuple[tuple[str, frozenset[str]], ...]:
+    read: dict[str, frozenset[str]] = {}
+    for module, names in zip(place.modules, place.names, strict=True):
+        name = subject.names.get(module)
+        if name is not None:
+            read[name] = read.get(name, frozenset()) | frozenset(names)
+    return tuple(read.items())
 
 
 def _first_mismatch(

@@ -67,7 +67,7 @@ def _take(
             t.nodes.parts.append(part)
         t.set(out, [*dims[:dim], None if way is None else part, *dims[dim + 1 :]])
         start += length
-    t.see(call.name, outs)
+    t.see(call.name, [x, *outs])
 
 
 def _every_nth(t: Tracer, ids: NodeIds, start: int, step: int) -> NodeIds | None:

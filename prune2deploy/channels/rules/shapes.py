@@ -78,7 +78,7 @@ def _view(t: Tracer, call: Call) -> None:
         for d, part in zip(targets, _divide(t, ids, lengths), strict=True):
             dims[d] = part
     t.set(out, dims, labels.parameter)
-    t.see("view", [out])
+    t.see("view", [x, out])
 
 
 def matching_blocks(
