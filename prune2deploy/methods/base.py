@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Generic, Literal, TypeVar
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -114,8 +115,10 @@ class Method(ABC, Generic[Options]):
 
 def rows(tensor: Tensor, slot: Slot) -> Tensor:
     """Each channel's entries of one parameter, flattened: shape (channels, entries)."""
-    index = torch.from_numpy(slot.index.reshape(-1)).to(tensor.device)
-    picked = tensor.movedim(slot.dim, 0).index_select(0, index)
+    index = slot.index.reshape(-1)
+    picked = tensor.movedim(slot.dim, 0)
+    if not np.array_equal(index, np.arange(len(picked))):
+        picked = picked.index_select(0, torch.from_numpy(index).to(tensor.device))
     return picked.reshape(slot.index.shape[0], -1)
 
 
@@ -130,7 +133,7 @@ def filters(context: Context, group: Group) -> list[Tensor]:
         if tensor.dim() > 1:
             found.append(rows(tensor, slot))
     for tensor in found:
-        if not torch.isfinite(tensor).all():
+        if not torch.stack(torch.aminmax(tensor)).isfinite().all():
             raise MethodError(
                 f"The weights that produce '{group.name}' hold NaN or inf. Check the checkpoint."
             )

@@ -11,6 +11,7 @@ matter of the budget and not here.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from prune2deploy.methods.base import Context, Method, MethodOptions, filters, require_some
@@ -25,7 +26,8 @@ def score(weight: Tensor) -> Tensor:
     Returns:
         Shape (channels,), same dtype, >= 0; comparable within one layer only.
     """
-    return weight.abs().flatten(1).sum(dim=1)
+    norms: Tensor = torch.linalg.vector_norm(weight.flatten(1), ord=1, dim=1)
+    return norms
 
 
 class L1(Method[MethodOptions]):
