@@ -30,6 +30,9 @@ CONTRACTIONS = frozenset(
 )
 """Operators that read channels; the n-th call of these is site n in every run of the model."""
 
+PRODUCTS = frozenset({"aten.bmm", "aten.baddbmm"})
+"""Products of two activations: they cost multiply-accumulates too."""
+
 
 class OperatorMode(TorchDispatchMode):
     """Shows a subclass every operator that runs inside the with-block."""

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from prune2deploy.channels import rules
 from prune2deploy.channels.forward import (
     CONTRACTIONS,
+    PRODUCTS,
     Inputs,
     OperatorMode,
     batch_size,
@@ -103,7 +104,7 @@ class TraceMode(OperatorMode):
         carried = tuple(tracer.labels(x) for x in read)
         if name in CONTRACTIONS:
             tracer.contractions += 1
-        elif not any(labels.labelled for labels in carried):
+        elif name not in PRODUCTS and not any(labels.labelled for labels in carried):
             tracer.steps.append(Step(name, numbers, (), (), tracer.place))
             return
         for labels in carried:

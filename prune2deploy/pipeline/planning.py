@@ -22,6 +22,7 @@ from prune2deploy.channels.groups import matches
 from prune2deploy.errors import BudgetError, MethodError, nearest_name_hint
 from prune2deploy.methods import METHODS, Context, Method, Normalisation
 from prune2deploy.methods.base import Images
+from prune2deploy.pipeline.outcome import held_back, reached
 
 Share = float | Mapping[str, float]
 UNITS = {"macs": "MACs", "params": "parameters"}
@@ -67,12 +68,18 @@ def plan(
     if not graph.groups:
         raise BudgetError(
             "The model has no channels that can be removed: everything is frozen. "
-            "'prune2deploy inspect' shows why."
+            + " ".join(held_back(graph.frozen))
+            + " 'prune2deploy inspect' shows all."
         )
     scores = _scores(graph, chosen, _as_source(images), _normalisation(chosen, normalize))
-    decision = decide(graph, scores, budget, round_to, min_channels, original or graph)
+    try:
+        decision = decide(graph, scores, budget, round_to, min_channels, original or graph)
+    except BudgetError as err:
+        raise BudgetError(" ".join([str(err), *held_back(graph.frozen)])) from err
     unjudged = [g.name for g, s in zip(graph.groups, scores, strict=True) if s is None]
-    notes = list(decision.notes)
+    kind, share = _checked_budget(budget)
+    notes = [reached(graph, decision.kept, original or graph, kind, share), *decision.notes]
+    notes += held_back(graph.frozen)
     if unjudged:
         notes.append(f"{chosen.name} cannot judge and so kept whole: {', '.join(unjudged)}.")
     return graph.plan(decision.kept, notes)

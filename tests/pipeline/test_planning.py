@@ -76,7 +76,8 @@ def test_real_models_meet_their_budget_within_2_percent(
         cost = graph.cost.macs if unit == "macs" else graph.cost.params
         found = cost(graph.counts(planned)) / cost(graph.full)
         assert abs(found - share) <= 0.02 * share
-        assert planned.notes == ()
+        (note,) = planned.notes
+        assert f"{found:.1%} of the {'MACs' if unit == 'macs' else 'parameters'} (asked" in note
         for choice, group in zip(planned.choices, graph.groups, strict=True):
             assert choice.kept >= max(1, group.size / 10)
             rows = next(s for s in group.slots if s.dim == 0)
@@ -180,14 +181,17 @@ def test_a_pattern_that_matches_nothing_is_refused() -> None:
 
 def test_a_pattern_of_frozen_channels_is_said_to_be_one() -> None:
     planned = plan(real("resnet18"), budget={"channels": {"fc": 0.5, "layer1": 0.5}})
-    assert planned.notes == ("All channels of 'fc' are frozen and so kept.",)
+    assert planned.notes[1:] == ("All channels of 'fc' are frozen and so kept.",)
+    assert planned.notes[0].endswith(
+        "of the channels that can be cut (asked for: a share per layer)."
+    )
 
 
 def test_widths_that_cannot_be_rounded_are_named() -> None:
     planned = plan(chain(6, 16), budget={"channels": 0.5})
     assert widths(planned) == [6, 8]
-    assert planned.notes[0] == "No allowed width below the full one for: 0 (6)."
-    assert planned.notes[1].startswith("63.6% of the channels are kept where 50.0% were asked")
+    assert planned.notes[1] == "No allowed width below the full one for: 0 (6)."
+    assert planned.notes[2].startswith("63.6% of the channels are kept where 50.0% were asked")
 
 
 @pytest.mark.parametrize(
@@ -266,7 +270,30 @@ def test_scores_that_are_not_finite_are_refused(normalize: Any, value: float) ->
 def test_groups_that_a_method_cannot_judge_stay_whole_and_are_named() -> None:
     planned = plan(chain(4, 4), Given(None, [1.0, 2, 3, 4]), budget={"channels": 0.5}, round_to=1)
     assert widths(planned) == [4, 2]
-    assert planned.notes == ("given cannot judge and so kept whole: 0.",)
+    assert planned.notes[1:] == ("given cannot judge and so kept whole: 0.",)
+
+
+def test_what_prevents_the_rest_is_said() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1))
+    model[1].weight.requires_grad_(False)
+    graph = trace(model, torch.randn(1, 3, 4, 4))
+    with pytest.raises(
+        BudgetError, match=r"everything is frozen. 14 channels stay \(0, 1\) because"
+    ):
+        plan(graph, "l1", budget={"channels": 0.5})
+    model[1].weight.requires_grad_(True)
+    graph = trace(model, torch.randn(1, 3, 4, 4), exclude=["1"])
+    with pytest.raises(BudgetError, match=r"excluded \(1.weight\)"):
+        plan(graph, "l1", budget={"macs": 0.5})
+    longer = nn.Sequential(nn.Conv2d(3, 8, 1), *model)
+    longer[1] = nn.Conv2d(8, 8, 1)
+    graph = trace(longer, torch.randn(1, 3, 4, 4), exclude=["2"])
+    with pytest.raises(BudgetError, match=r"Ask for a larger share.*14 channels stay"):
+        plan(graph, "l1", budget={"macs": 0.1})
+    planned = plan(graph, "l1", budget={"channels": 0.5}, round_to=1)
+    assert planned.notes[0].startswith("Kept: 75.0% of the MACs")
+    assert "50.0% of the channels that can be cut (asked for: 50.0%)" in planned.notes[0]
+    assert "14 channels stay (1, 2) because: excluded (2.weight)." in planned.notes
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
