@@ -29,6 +29,7 @@ from prune2deploy.channels.forward import (
 )
 from prune2deploy.channels.labels import tensors_of
 from prune2deploy.channels.places import here
+from prune2deploy.channels.shapes import known_result
 from prune2deploy.channels.tracer import Step, Tracer
 from prune2deploy.errors import ModelError
 
@@ -94,7 +95,8 @@ class TraceMode(OperatorMode):
 
     def call(self, function: Any, args: Any, kwargs: Any, bound: Mapping[str, Any]) -> Any:
         """Compute the operator's result."""
-        return function(*args, **kwargs)
+        known = known_result(operator_name(function), bound)
+        return function(*args, **kwargs) if known is None else known
 
     def _follow(
         self, function: Any, bound: dict[str, Any], numbers: tuple[float, ...], out: Any
