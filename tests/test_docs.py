@@ -110,21 +110,29 @@ def test_the_python_in_the_readme_runs() -> None:
 
 
 def test_the_rule_in_the_design_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Mirrored(nn.Module):
+    @torch.library.custom_op("antialias::blur", mutates_args=())
+    def blur(x: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool2d(x, 3)
+
+    @blur.register_fake
+    def _(x: Tensor) -> Tensor:
+        return x.new_empty(*x.shape[:2], x.shape[2] // 3, x.shape[3] // 3)
+
+    class Blurred(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.first = nn.Conv2d(3, 8, 3)
-            self.last = nn.Conv2d(8, 2, 3)
+            self.last = nn.Conv2d(8, 2, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            scores: Tensor = self.last(self.first(x).flip(1))
+            scores: Tensor = self.last(blur(self.first(x)))
             return scores
 
-    model, images = Mirrored(), torch.randn(1, 3, 8, 8)
-    assert p2d.trace(model, images).unknown_ops == {"aten.flip": 1}
+    model, images = Blurred(), torch.randn(1, 3, 8, 8)
+    assert p2d.trace(model, images).unknown_ops == {"antialias.blur": 1}
 
     (code,) = _blocks("docs/design.md", "python")
-    monkeypatch.setitem(RULES, "aten.flip", RULES["aten.cat"])  # put back what the code replaces
+    monkeypatch.setitem(RULES, "antialias.blur", RULES["aten.cat"])  # put back what is replaced
     exec(f"from __future__ import annotations\nfrom prune2deploy.channels.rules import *\n{code}")
     graph = p2d.trace(model, images)
     assert [(group.name, group.size) for group in graph.groups] == [("first", 8)]

@@ -23,7 +23,7 @@ from prune2deploy.channels.labels import NodeIds
 from prune2deploy.channels.observe import Subject, TraceMode, observe, register_all, watch
 from prune2deploy.channels.plan import Plan
 from prune2deploy.channels.rules.values import NORMALISING, reduced_dims
-from prune2deploy.channels.tracer import Choice, Tracer
+from prune2deploy.channels.tracer import Tracer
 
 _LAYER_NORMS = frozenset({"aten.native_layer_norm", "aten._fused_rms_norm"})
 
@@ -43,22 +43,19 @@ def run_reference(model: nn.Module, plan: Plan, inputs: Inputs) -> Any:
 def reference_trace(subject: Subject, plan: Plan, whole: Tracer, train_too: bool) -> Tracer:
     """Trace of the masked model with the numbers of the cut one, to compare operators with."""
     masked = Subject(mask(subject.model, plan), subject.inputs, on_meta=False)
-    tracer = _PlanTracer(plan, whole.decisions, whole.refusals)
+    tracer = _PlanTracer(plan, whole)
     observe(_ReferenceMode(tracer), masked, train_too)
-    tracer.picks = list(whole.picks)
     return tracer
 
 
 class _PlanTracer(Tracer):
-    """Takes the way through the model that a plan took."""
+    """Takes the way through the model that a plan took: that of `whole`, where it is known."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        decisions: Mapping[Choice, int] | None = None,
-        refusals: Mapping[Choice, str] | None = None,
-    ) -> None:
-        super().__init__(decisions or {}, refusals or {})
+    def __init__(self, plan: Plan, whole: Tracer | None = None) -> None:
+        if whole is None:
+            super().__init__()
+        else:
+            super().__init__(whole.decisions, whole.refusals, whole.picks)
         self._plan = plan
         self._flags: list[npt.NDArray[np.bool_]] = []
 
@@ -80,6 +77,8 @@ class _PlanTracer(Tracer):
 
     def choose_axis(self, operator: str, tables: Sequence[NodeIds]) -> int | None:
         """The way in which the plan removes whole rows."""
+        if self.given_picks is not None:
+            return super().choose_axis(operator, tables)
         for way, table in enumerate(tables):
             flags = self.kept[table]
             if len(table) > 1 and (flags == flags[:, :1]).all():

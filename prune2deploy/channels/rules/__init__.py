@@ -2,7 +2,8 @@
 
 A rule gets the tracer and the bound call, joins what belongs together, and sets the
 labels of the result. To add one, write a function with `@rule("aten.name")` in the file
-of its kind. Pointwise operators need none: PyTorch tags them, and one rule serves them all.
+of its kind, or for an operator of your own beside your model (examples/own_rule).
+Pointwise operators need none: PyTorch tags them, and one rule serves them all.
 """
 
 from prune2deploy.channels.rules import contractions, parts, shapes, values
@@ -16,11 +17,13 @@ from prune2deploy.channels.rules.base import (
     tensors_in,
     unknown,
 )
+from prune2deploy.channels.tracer import Tracer
 
 __all__ = [
     "RULES",
     "Call",
     "Rule",
+    "Tracer",
     "contractions",
     "find_rule",
     "parts",

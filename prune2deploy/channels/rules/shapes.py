@@ -264,6 +264,30 @@ def _new_shape(t: Tracer, call: Call) -> None:
     t.set(out, dims)
 
 
+@rule("aten.index_put_")
+def _write_rows(t: Tracer, call: Call) -> None:
+    """Rows written by their numbers into a tensor made for them; what stands beside goes along.
+
+    If the tensor's width was written down instead of computed, the trial finds out.
+    """
+    target, values = call.args["self"], call.args["values"]
+    indices = call.args["indices"]
+    dims, given = list(t.labels(target).dims), t.labels(values).dims
+    for d, index in enumerate(indices):
+        if index is not None:
+            t.nodes.freeze(dims[d], "written to by number")
+            dims[d] = None
+    free = [d for d in range(len(dims)) if d >= len(indices) or indices[d] is None]
+    fresh = not t.labels(target).labelled
+    for back, d in enumerate(reversed(free), 1):
+        ids = given[-back] if back <= len(given) else None
+        if fresh and ids is not None and len(ids) == target.shape[d]:
+            dims[d] = ids
+        else:
+            dims[d] = t.nodes.join(dims[d], ids, "written into a tensor of fixed size")
+    t.set(target, dims)
+
+
 @rule("aten.copy_")
 def _copy_into(t: Tracer, call: Call) -> None:
     # Whoever reads the base of a view later sees the labels that the base has. So what is copied
