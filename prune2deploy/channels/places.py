@@ -102,8 +102,9 @@ def _place(frames: Iterator[tuple[FrameType, int]]) -> Place:
             inner = (file, number)
         if line is None and not file.startswith(_TORCH):
             line, function = (file, number), code.co_qualname
-        if code.co_varnames[:1] == ("self",):
-            owner = frame.f_locals.get("self")
+        if code.co_argcount:
+            # A method's first argument, whatever it is called.
+            owner = frame.f_locals.get(code.co_varnames[0])
             if isinstance(owner, nn.Module):
                 modules.append(owner)
                 names.append(code.co_names)

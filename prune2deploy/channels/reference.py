@@ -103,6 +103,12 @@ class _ReferenceMode(TraceMode):
             return self._layer_norm(function, bound)
         if name == "aten.native_group_norm":
             return self._group_norm(function, bound)
+        if bound.get("training") and isinstance(bound.get("input"), Tensor):
+            return self._batch_statistics(function, bound)
+        if name == "aten._weight_norm_interface":
+            weight, norms = function(*args, **kwargs)
+            # A row of zeros has no direction; its weight is zero over zero.
+            return weight.nan_to_num(nan=0.0), norms
         return function(*args, **kwargs)
 
     def _stays(self, x: Tensor, dim: int) -> IndexTable | None:
@@ -134,6 +140,16 @@ class _ReferenceMode(TraceMode):
         new["normalized_shape"] = shape
         out, *rest = function(**new)
         for d, s in zip(dims, stays, strict=True):
+            out = _widened(out, d, s, x.shape[d])
+        return (out, *rest)
+
+    def _batch_statistics(self, function: Any, bound: Mapping[str, Any]) -> Any:
+        """A batch norm's own statistics, taken over kept entries: standardised weights."""
+        x = bound["input"]
+        stays = {d: self._stays(x, d) for d in range(x.dim()) if d != 1}
+        new = {**bound, "input": self._narrow(x, [d for d, s in stays.items() if s is not None])}
+        out, *rest = function(**new)
+        for d, s in stays.items():
             out = _widened(out, d, s, x.shape[d])
         return (out, *rest)
 

@@ -110,9 +110,18 @@ class Remedies:
             choice
             for choice, division in found.tracer.divisions.items()
             if any(np.isin(picked(of_node, ids), culprits).any() for ids in division.channels)
+            or (found.problem.of_numbers and self._same_class(choice, found.problem))
         ]
         involved.reverse()  # what came last is nearest
         return sorted(involved, key=lambda choice: choice[0] != place)
+
+    def _same_class(self, choice: Choice, problem: Problem) -> bool:
+        """Whether a line belongs to a class of modules that was running.
+
+        A number that follows a width may enter where that width is gone, as in the softmax's scale.
+        """
+        running = {type(self._bench.subject.model.get_submodule(n)) for n, _ in problem.modules[:1]}
+        return any(type(module) in running for module in choice[0].modules[:1])
 
     def divided_otherwise(self, found: Found) -> Iterator[State]:
         for choice in self._involved(found):
@@ -135,10 +144,21 @@ class Remedies:
             yield replace(found.state, refusals=refusals)
 
     def _culprits(self, found: Found) -> NodeIds:
-        """Numbers of the groups that were in play when the problem showed."""
+        """Numbers of the groups that were in play when the problem showed.
+
+        If that was none: those of the innermost module that was running and has any.
+        """
         assert found.problem is not None
         numbers: NodeIds = np.unique(picked(found.group_of_node(), found.problem.nodes))
         live: NodeIds = numbers[numbers != FIXED]
+        for name, _ in found.problem.modules if not len(live) else ():
+            inside = [
+                number
+                for number, group in enumerate(found.groups)
+                if any(slot.tensor.startswith(f"{name}." if name else "") for slot in group.slots)
+            ]
+            if inside:
+                return np.array(inside, dtype=np.int64)
         return live
 
     def frozen(self, found: Found) -> State:

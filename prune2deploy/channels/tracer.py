@@ -157,6 +157,16 @@ class Tracer:
         self._divide(choice, len(tables), way, tables[way][:, 0])
         return way
 
+    def longest(self, lengths: Sequence[int]) -> int:
+        """Which length is greatest, of equals the first; in a narrowed model, which was."""
+        turn = len(self.picks)
+        given = (
+            self.given_picks[turn] if self.given_picks and turn < len(self.given_picks) else None
+        )
+        way = given if given is not None else max(range(len(lengths)), key=lambda i: lengths[i])
+        self.picks.append(way)
+        return way
+
     def _pick(self, choice: Choice, channels: Sequence[int]) -> int | None:
         if self.given_picks is not None and len(self.picks) < len(self.given_picks):
             return self.given_picks[len(self.picks)]

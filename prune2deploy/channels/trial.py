@@ -77,14 +77,14 @@ def find_problem(
     expected: Tracer,
     component: NodeIds,
     train_too: bool,
-    shapes_only: bool = False,
+    labels_too: bool = True,
 ) -> Problem | None:
     """Cut by a plan, run, and compare with what was expected.
 
     Args:
         expected: trace of the whole model, with the decisions that the trial uses too.
         component: per node of `expected` its component.
-        shapes_only: whether only errors count.
+        labels_too: whether labels are compared; a dimension of length 1 carries none.
     """
     small = cut(subject.model, plan)
     trial = Subject(small, subject.inputs, subject.on_meta)
@@ -97,9 +97,7 @@ def find_problem(
         if mode.in_rule:
             raise  # not the model's fault but ours
         problem = _raised(err, mode, trial, plan, expected.nodes)
-    if shapes_only:
-        return problem
-    mismatch = _first_mismatch(trial, plan, expected, tracer, component)
+    mismatch = _first_mismatch(trial, plan, expected, tracer, component, labels_too)
     return mismatch or problem
 
 
@@ -129,12 +127,17 @@ def _modules(place: Place, subject: Subject) -> tuple[tuple[str, frozenset[str]]
 
 
 def _first_mismatch(
-    trial: Subject, plan: Plan, expected: Tracer, found: Tracer, component: NodeIds
+    trial: Subject,
+    plan: Plan,
+    expected: Tracer,
+    found: Tracer,
+    component: NodeIds,
+    labels_too: bool,
 ) -> Problem | None:
     origin = _origin(plan, expected.nodes, found.nodes)
     compare = _Comparison(component, _kept(plan, expected.nodes), origin)
     for number, (old, new) in enumerate(zip(expected.steps, found.steps, strict=False)):
-        what = compare.difference(old, new)
+        what = compare.difference(old, new, labels_too)
         if what is not None:
             nodes = [ids for dims in old.labels for ids in dims if ids is not None]
             nodes += [ids for one in old.reads for ids in one.dims if ids is not None]
@@ -161,7 +164,7 @@ class _Comparison:
         self._origin = np.append(origin, FIXED)
         self._known: dict[tuple[int, int], bool] = {}
 
-    def difference(self, old: Step, new: Step) -> str | None:
+    def difference(self, old: Step, new: Step, labels_too: bool) -> str | None:
         """What differs between an operator of the original and of the narrowed model."""
         if old.name != new.name:
             return f"{new.name} runs where the whole model runs {old.name}"
@@ -173,6 +176,8 @@ class _Comparison:
             if old.name == "output":
                 return f"the output's shape changes from {was} to {now}"
             return f"a number in {old.name} changes with the width, from {was} to {now}"
+        if not labels_too:
+            return None
         if [len(x) for x in old.labels] != [len(x) for x in new.labels]:
             return f"the result of {old.name} changes its dimensions"
         for before, after in zip(old.labels, new.labels, strict=True):

@@ -79,11 +79,11 @@ class Workbench:
         if plan.removes_nothing:
             return None
         expected = found.tracer
-        if not self.subject.on_meta and not pairs:
+        if not self.subject.on_meta:
             # With values, what runs may depend on them; so both sides must have the same.
             expected = reference_trace(self.subject, plan, found.tracer, self._train_too)
         return find_problem(
-            self.subject, plan, expected, found.component, self._train_too, shapes_only=pairs
+            self.subject, plan, expected, found.component, self._train_too, labels_too=not pairs
         )
 
     def without_stuck_axes(self, state: State) -> State:

@@ -85,3 +85,16 @@ def test_a_number_that_only_the_cut_model_lacks_is_found() -> None:
 
     model = Net(forward, a=nn.Conv2d(3, 8, 1), head=nn.Conv2d(8, 4, 1))
     assert trace(model, torch.randn(2, 3, 4, 4)).groups == ()
+
+
+def test_a_number_that_follows_the_width_of_two_channels_is_found() -> None:
+    # Cut to a single channel, whose dimension carries no labels any more.
+    def forward(net: nn.Module, x: Tensor) -> Tensor:
+        x = net.a(x)
+        return net.head(x * x.shape[1] ** -0.5)
+
+    model = Net(forward, a=nn.Conv2d(3, 2, 1), head=nn.Conv2d(2, 4, 1))
+    graph = trace(model, torch.randn(2, 3, 4, 4))
+    assert graph.groups == ()
+    (reason,) = (f.reason for f in graph.frozen if f.name == "a")
+    assert "a number in aten.mul changes with the width" in reason

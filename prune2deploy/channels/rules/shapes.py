@@ -108,15 +108,19 @@ def matching_blocks(
 
 
 def _merge(t: Tracer, parts: list[NodeIds | None], sizes: list[int]) -> NodeIds | None:
-    """Labels of several dimensions flattened into one; only one of them may be labelled."""
+    """Labels of several dimensions flattened into one: those of the longest that has any.
+
+    The others stay: kernel dimensions, where a weight is flattened to be standardised.
+    """
     labelled = [i for i, p in enumerate(parts) if p is not None]
     if not labelled:
         return None
-    if len(labelled) > 1:
-        for i in labelled:
-            t.nodes.freeze(parts[i], "flattened together with another channel dimension")
-        return None
     axis = labelled[0]
+    if len(labelled) > 1:
+        axis = labelled[t.longest([sizes[i] for i in labelled])]
+    for i in labelled:
+        if i != axis:
+            t.nodes.freeze(parts[i], "flattened together with another channel dimension")
     ids = parts[axis]
     assert ids is not None
     shape = [1] * len(sizes)
