@@ -29,9 +29,11 @@ class Remedies:
         self._bench = bench
 
     def following(self, found: Found) -> Iterator[State]:
+        """One attribute more follows; at last all that may, each what is nearest."""
         assert found.problem is not None
         if found.problem.of_numbers:
             return
+        nearest: dict[tuple[type[nn.Module], str], Recipe] = {}
         for name, read in found.problem.modules:
             module = self._bench.subject.model.get_submodule(name)
             followed = {f.attribute for f in found.followers if f.module == name}
@@ -44,7 +46,10 @@ class Remedies:
                     if left not in seen:
                         seen.add(left)
                         recipe = Recipe(type(module), attribute, source)
+                        nearest.setdefault((recipe.kind, attribute), recipe)
                         yield replace(found.state, recipes=(*found.state.recipes, recipe))
+        if len(nearest) > 1:
+            yield replace(found.state, recipes=(*found.state.recipes, *nearest.values()))
 
     def tied(self, found: Found) -> Iterator[State]:
         """Pairs of dimensions that came out differently: of one length, or one of them in play."""
@@ -124,6 +129,7 @@ class Remedies:
         return any(type(module) in running for module in choice[0].modules[:1])
 
     def divided_otherwise(self, found: Found) -> Iterator[State]:
+        """A line that divided what was in play takes a way that was not taken yet."""
         for choice in self._involved(found):
             division = found.tracer.divisions[choice]
             tried = found.state.tried | {(choice, way) for way in division.taken}
@@ -138,6 +144,7 @@ class Remedies:
                         yield state
 
     def refused(self, found: Found) -> Iterator[State]:
+        """What such a line divides stays whole."""
         assert found.problem is not None
         for choice in self._involved(found):
             refusals = {**found.state.refusals, choice: _reason(found.problem)}

@@ -26,6 +26,9 @@ from prune2deploy.channels.workbench import Workbench
 _FEW = 8
 """Candidates of one kind that are tried for one problem."""
 
+_PATIENCE = 150
+"""Trials after which problems are no longer mended: what is in play stays whole."""
+
 Candidates = Callable[[Found], Iterator[State]]
 """States that may do better than one whose trial found a problem."""
 
@@ -43,7 +46,7 @@ class Search:
         """Mend one problem after the other until the trial finds none."""
         found = self._bench.attempt(self._bench.without_stuck_axes(State()))
         while found.problem is not None:
-            better = self._mended(found)
+            better = self._mended(found) if self._bench.attempts < _PATIENCE else None
             found = (
                 better if better is not None else self._bench.attempt(self._remedies.frozen(found))
             )

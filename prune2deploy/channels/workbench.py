@@ -22,7 +22,10 @@ _REMEMBERED = 4
 
 
 class Workbench:
-    """One model, and what was found out about it."""
+    """One model, and what was found out about it.
+
+    attempts: trials so far.
+    """
 
     def __init__(
         self, subject: Subject, first: Tracer, train_too: bool, stay: Mapping[str, str]
@@ -33,6 +36,7 @@ class Workbench:
         self._shapes = {n: tuple(t.shape) for n, t in tensors_of(subject.model).items()}
         self._traced = [(State(), first)]
         self._built: Found | None = None
+        self.attempts = 0
 
     def _trace(self, state: State) -> Tracer:
         for known, tracer in self._traced:
@@ -44,6 +48,7 @@ class Workbench:
         return tracer
 
     def build(self, state: State) -> Found:
+        """What a state leads to, not tried yet."""
         if self._built is None or self._built.state is not state:
             self._built = self._built_anew(state)
         return self._built
@@ -68,10 +73,13 @@ class Workbench:
         )
 
     def attempt(self, state: State) -> Found:
+        """What a state leads to, and the first problem of its trial."""
+        self.attempts += 1
         found = self.build(state)
         return replace(found, problem=self.problem(found))
 
     def problem(self, found: Found, pairs: bool = False) -> Problem | None:
+        """The first problem when channels are cut; pairs: when groups of two are."""
         plan = found.plan
         if pairs:
             kept = uneven(found.groups, pairs=True)
@@ -133,6 +141,7 @@ class Workbench:
         return tensor.removeprefix(prefix + ".") if tensor.startswith(prefix + ".") else None
 
     def ids(self, tracer: Tracer, module: nn.Module, source: Source) -> NodeIds | None:
+        """The nodes of a dimension in one module, if it has it."""
         if isinstance(source, Sight):
             return tracer.sights.get(module, {}).get(source)
         prefix = self.subject.names[module]
@@ -158,4 +167,5 @@ class Workbench:
 
     @staticmethod
     def freeze(state: State, nodes: NodeIds, reason: str) -> State:
+        """The state in which these nodes stay as well."""
         return replace(state, frozen=(*state.frozen, FreezeRecord(nodes, reason)))
