@@ -110,7 +110,8 @@ def test_the_python_in_the_readme_runs() -> None:
 
 
 def test_the_rule_in_the_design_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    @torch.library.custom_op("antialias::blur", mutates_args=())
+    # A name of its own: an operator belongs to the process, and examples/own_rule has that one.
+    @torch.library.custom_op("p2d_docs::blur", mutates_args=())
     def blur(x: Tensor) -> Tensor:
         return torch.nn.functional.avg_pool2d(x, 3)
 
@@ -129,10 +130,12 @@ def test_the_rule_in_the_design_works(monkeypatch: pytest.MonkeyPatch) -> None:
             return scores
 
     model, images = Blurred(), torch.randn(1, 3, 8, 8)
-    assert p2d.trace(model, images).unknown_ops == {"antialias.blur": 1}
+    assert p2d.trace(model, images).unknown_ops == {"p2d_docs.blur": 1}
 
     (code,) = _blocks("docs/design.md", "python")
-    monkeypatch.setitem(RULES, "antialias.blur", RULES["aten.cat"])  # put back what is replaced
+    assert '@rule("antialias.blur")' in code
+    code = code.replace("antialias.blur", "p2d_docs.blur")
+    monkeypatch.setitem(RULES, "p2d_docs.blur", RULES["aten.cat"])  # put back what is replaced
     exec(f"from __future__ import annotations\nfrom prune2deploy.channels.rules import *\n{code}")
     graph = p2d.trace(model, images)
     assert [(group.name, group.size) for group in graph.groups] == [("first", 8)]
