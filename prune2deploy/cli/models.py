@@ -30,9 +30,22 @@ def inspect(
     checkpoint: CheckpointOption = None,
     classes: ClassesOption = None,
     args: ArgsOption = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.svg", help="Draw the network, its groups in colours."),
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="List each of many groups that are alike.")
+    ] = False,
 ) -> None:
     """Show which channels of a model can be cut together, and what is frozen and why."""
     shape, keywords = parse_shape(input_shape, model), parse_args(args)
+    if picture is not None and picture.suffix.lower() != ".svg":
+        raise typer.BadParameter(
+            f"'{picture}' should end in .svg, the one format of these pictures; any browser "
+            "shows it",
+            param_hint="--picture",
+        )
     with session():
         with progress.task("Loading PyTorch"):
             from prune2deploy.pipeline import inspect_model
@@ -46,7 +59,12 @@ def inspect(
             num_classes=classes,
             base_dir=Path.cwd(),
         )
-        show(groups_table(graph))
+        show(groups_table(graph, every))
+        if picture is not None:
+            from prune2deploy.report import write_picture
+
+            write_picture(graph, picture)
+            show(f"Wrote {picture}")
 
 
 def export(

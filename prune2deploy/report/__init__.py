@@ -1,6 +1,7 @@
 """What a run leaves for people and for machines: metrics.json, summary.md, tables."""
 
 from prune2deploy.report.check import CheckReport, check_table
+from prune2deploy.report.groups import groups_table
 from prune2deploy.report.metrics import (
     FileRecord,
     FrozenChannels,
@@ -12,8 +13,9 @@ from prune2deploy.report.metrics import (
     Pruning,
     Stage,
 )
+from prune2deploy.report.picture import write_picture
 from prune2deploy.report.summary import summary_markdown
-from prune2deploy.report.tables import groups_table, results_table
+from prune2deploy.report.tables import results_table
 
 __all__ = [
     "CheckReport",
@@ -30,4 +32,5 @@ __all__ = [
     "groups_table",
     "results_table",
     "summary_markdown",
+    "write_picture",
 ]

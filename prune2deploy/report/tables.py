@@ -1,9 +1,8 @@
-"""What a run, a graph or a check looks like on a terminal."""
+"""What a run looks like on a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Group as Stack
 from rich.markup import escape
@@ -12,9 +11,6 @@ from rich.text import Text
 
 from prune2deploy.report.metrics import Metrics
 from prune2deploy.report.numbers import count_text, milliseconds, percent_change, size_text
-
-if TYPE_CHECKING:
-    from prune2deploy.channels import Graph
 
 Row = tuple[str, str, str, str]
 
@@ -104,49 +100,3 @@ def conditions(metrics: Metrics) -> str:
         f"Latency: ONNX Runtime, {options['threads']} thread(s), batch {batch}, both models "
         "interleaved; brackets are 95 % intervals, the speed-up is paired by block."
     )
-
-
-def groups_table(graph: Graph) -> Stack:
-    """The coupled groups of a model, their share of the MACs, and what is frozen and why."""
-    full = graph.full
-    total = graph.cost.macs(full)
-    table = Table(title="Groups of coupled channels", title_justify="left")
-    table.add_column("group")
-    table.add_column("channels", justify="right")
-    table.add_column("of all MACs", justify="right")
-    table.add_column("layers")
-    for number, group in enumerate(graph.groups):
-        gone = full.copy()
-        gone[number] = 0
-        share = 1 - graph.cost.macs(gone) / total if total else 0.0
-        table.add_row(
-            escape(group.name), str(group.size), f"{share:.1%}", escape(_shortened(group.layers))
-        )
-    parts: list[Any] = [
-        table,
-        Text(
-            "A group's share of the MACs is what would go with all of its channels; layers "
-            "between two groups count for both.",
-            style="dim",
-        ),
-    ]
-    if graph.frozen:
-        stuck = Table(title="Frozen", title_justify="left")
-        stuck.add_column("layer")
-        stuck.add_column("channels", justify="right")
-        stuck.add_column("why")
-        for one in graph.frozen:
-            stuck.add_row(escape(one.name), str(one.size), escape(one.reason))
-        parts.append(stuck)
-    for name, times in graph.unknown_ops.items():
-        parts.append(Text(f"no rule for {name} (met {times} times): what goes in is frozen"))
-    parts.append(
-        Text(f"{count_text(total)} MACs, {count_text(graph.cost.params(full))} parameters")
-    )
-    return Stack(*parts)
-
-
-def _shortened(names: Sequence[str], most: int = 6) -> str:
-    if len(names) <= most:
-        return ", ".join(names)
-    return f"{', '.join(names[:most])}, … ({len(names)} in all)"

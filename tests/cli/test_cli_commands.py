@@ -130,12 +130,12 @@ def test_check_prints_its_report(call: Call, room: Room, recipe: Path) -> None:
 def test_inspect_passes_everything_on(call: Call, room: Room) -> None:
     inspector = Recorder("the graph")
     room("pipeline", inspect_model=inspector)
-    room("report", groups_table=lambda graph: f"table of {graph}")
+    room("report", groups_table=lambda graph, every: f"table of {graph}, every: {every}")
     result = call(
         *("inspect", "mine.py:build", "--input", "3x64x32", "--classes", "7"),
         *("--arg", "width=16", "--arg", "deep.er=no", "--checkpoint", "w.pt"),
     )
-    assert (result.exit_code, result.stdout) == (0, "table of the graph\n")
+    assert (result.exit_code, result.stdout) == (0, "table of the graph, every: False\n")
     assert inspector.only == (
         ("mine.py:build",),
         {
@@ -161,7 +161,7 @@ def test_the_input_is_the_usual_one_of_the_model(
 ) -> None:
     inspector = Recorder("")
     room("pipeline", inspect_model=inspector)
-    room("report", groups_table=str)
+    room("report", groups_table=lambda graph, every: graph)
     call("inspect", model)
     assert inspector.only[1]["input_shape"] == shape
 
