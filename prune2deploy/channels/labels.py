@@ -89,6 +89,7 @@ class NodeTable:
     roles: list[tuple[NodeIds, Role]] = field(default_factory=list)
     touched: list[NodeIds] = field(default_factory=list)
     parts: list[NodeIds] = field(default_factory=list)
+    _stay: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
 
     def add_tensor(self, name: str, shape: Sequence[int]) -> Labels:
         """Give each dimension longer than 1 fresh nodes; return the tensor's labels."""
@@ -109,6 +110,16 @@ class NodeTable:
         kept = ids[ids != FIXED]
         if kept.size:
             self.frozen.append(FreezeRecord(kept, reason))
+            self._stay_so_far()[kept] = True
+
+    def stay(self, ids: NodeIds) -> bool:
+        """Whether all of these are frozen themselves; what they are joined to is not looked at."""
+        return bool((self._stay_so_far()[ids] | (ids == FIXED)).all())
+
+    def _stay_so_far(self) -> npt.NDArray[np.bool_]:
+        if len(self._stay) < self.size:
+            self._stay = np.append(self._stay, np.zeros(self.size - len(self._stay), np.bool_))
+        return self._stay
 
     def join(self, a: NodeIds | None, b: NodeIds | None, reason: str) -> NodeIds | None:
         """Tie two equally long dimensions index by index.

@@ -132,11 +132,15 @@ class Remedies:
         """A line that divided what was in play takes a way that was not taken yet."""
         for choice in self._involved(found):
             division = found.tracer.divisions[choice]
-            tried = found.state.tried | {(choice, way) for way in division.taken}
+            taken = {(choice, w) for w in range(division.ways) if division.everywhere(w)}
+            tried = found.state.tried | taken
             for way in range(division.ways):
                 if (choice, way) not in tried:
                     decisions = {**found.state.decisions, choice: way}
-                    state = replace(found.state, decisions=decisions, tried=tried)
+                    # Ties were found for the way that did not do; what still needs one gets it.
+                    kinds = {type(module) for module in choice[0].modules}
+                    ties = tuple(tie for tie in found.state.ties if tie.kind not in kinds)
+                    state = replace(found.state, decisions=decisions, tried=tried, ties=ties)
                     # Lines that divide what is multiplied with it have to go along.
                     state = self._bench.without_stuck_axes(state)
                     # A way that freezes everything there is no other way.

@@ -40,13 +40,21 @@ class Search:
         self, subject: Subject, first: Tracer, train_too: bool, stay: Mapping[str, str]
     ) -> None:
         self._bench = Workbench(subject, first, train_too, stay)
-        self._remedies = Remedies(self._bench)
+        remedies = Remedies(self._bench)
+        self._remedies = remedies
+        # What is tied or divided in another way needs other attributes to follow.
+        self._then: dict[Candidates, tuple[Candidates, ...]] = {
+            remedies.following: (),
+            remedies.tied: (remedies.following,),
+            remedies.divided_otherwise: (remedies.following, remedies.tied),
+            remedies.refused: (remedies.following, remedies.tied),
+        }
 
     def settle(self) -> Found:
         """Mend one problem after the other until the trial finds none."""
         found = self._bench.attempt(self._bench.without_stuck_axes(State()))
         while found.problem is not None:
-            better = self._mended(found) if self._bench.attempts < _PATIENCE else None
+            better = self._mended(found, tuple(self._then))
             found = (
                 better if better is not None else self._bench.attempt(self._remedies.frozen(found))
             )
@@ -63,17 +71,13 @@ class Search:
             found = self._bench.build(self._bench.freeze(found.state, nodes, str(problem)))
         return found
 
-    def _mended(self, found: Found) -> Found | None:
-        """The first change that lets the trial get further."""
-        for candidates, then in (
-            (self._remedies.following, ()),
-            (self._remedies.tied, (self._remedies.following,)),
-            (self._remedies.divided_otherwise, (self._remedies.following, self._remedies.tied)),
-            (self._remedies.refused, (self._remedies.following, self._remedies.tied)),
-        ):
+    def _mended(self, found: Found, kinds: Sequence[Candidates]) -> Found | None:
+        """The first change of one of these kinds that lets the trial get further."""
+        for candidates in kinds:
             for state in islice(candidates(found), _FEW):
-                # Tied or divided in another way, other attributes have to follow.
-                tried = self._followed(self._bench.attempt(state), then)
+                if self._bench.attempts >= _PATIENCE:
+                    return None
+                tried = self._followed(self._bench.attempt(state), self._then[candidates])
                 if tried.better_than(found):
                     return tried
         return None
@@ -81,15 +85,7 @@ class Search:
     def _followed(self, found: Found, kinds: Sequence[Candidates]) -> Found:
         """As far as one gets with changes of these kinds."""
         while found.problem is not None:
-            better = next(
-                (
-                    tried
-                    for candidates in kinds
-                    for state in islice(candidates(found), _FEW)
-                    if (tried := self._bench.attempt(state)).better_than(found)
-                ),
-                None,
-            )
+            better = self._mended(found, kinds)
             if better is None:
                 break
             found = better

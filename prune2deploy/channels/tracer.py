@@ -82,6 +82,14 @@ class Division:
     taken: set[int] = field(default_factory=set)
     channels: list[NodeIds] = field(default_factory=list)
 
+    def everywhere(self, way: int) -> bool:
+        """Whether this way was taken each time.
+
+        Without a decision the longest dimension is taken, in one stage of a network the heads
+        and in another their width; then neither has been tried for all.
+        """
+        return self.taken == {way}
+
 
 @dataclass
 class Tracer:
@@ -159,17 +167,26 @@ class Tracer:
 
     def longest(self, lengths: Sequence[int]) -> int:
         """Which length is greatest, of equals the first; in a narrowed model, which was."""
-        turn = len(self.picks)
-        given = (
-            self.given_picks[turn] if self.given_picks and turn < len(self.given_picks) else None
-        )
+        given = self._given(len(lengths))
         way = given if given is not None else max(range(len(lengths)), key=lambda i: lengths[i])
         self.picks.append(way)
         return way
 
+    def _given(self, ways: int) -> int | None:
+        """What was picked at this turn in the whole model.
+
+        A narrowed model that has already gone another way may have fewer ways here; then its
+        picks mean nothing, and the comparison of the two runs says where they parted.
+        """
+        turn = len(self.picks)
+        if self.given_picks is None or turn >= len(self.given_picks):
+            return None
+        given = self.given_picks[turn]
+        return given if given is not None and given < ways else None
+
     def _pick(self, choice: Choice, channels: Sequence[int]) -> int | None:
         if self.given_picks is not None and len(self.picks) < len(self.given_picks):
-            return self.given_picks[len(self.picks)]
+            return self._given(len(channels))
         if choice in self.refusals:
             return None
         way = self.decisions.get(choice, max(range(len(channels)), key=lambda w: channels[w]))

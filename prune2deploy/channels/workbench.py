@@ -106,7 +106,7 @@ class Workbench:
                 c: way
                 for c in stuck
                 if way < found.tracer.divisions[c].ways
-                and way not in found.tracer.divisions[c].taken
+                and not found.tracer.divisions[c].everywhere(way)
             }
             tried = self.build(replace(state, decisions={**state.decisions, **others}))
             freed = others.keys() - tried.stuck()

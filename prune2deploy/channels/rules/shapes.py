@@ -108,24 +108,22 @@ def matching_blocks(
 
 
 def _merge(t: Tracer, parts: list[NodeIds | None], sizes: list[int]) -> NodeIds | None:
-    """Labels of several dimensions flattened into one: those of the longest that has any.
+    """Labels of several dimensions flattened into one: those of the longest that can be cut.
 
     The others stay: kernel dimensions, where a weight is flattened to be standardised.
     """
-    labelled = [i for i, p in enumerate(parts) if p is not None]
+    labelled = {i: ids for i, ids in enumerate(parts) if ids is not None}
     if not labelled:
         return None
-    axis = labelled[0]
-    if len(labelled) > 1:
-        axis = labelled[t.longest([sizes[i] for i in labelled])]
-    for i in labelled:
+    # The windows of an attention mask stay anyway, and must not win over the heads beside them.
+    free = [i for i, ids in labelled.items() if not t.nodes.stay(ids)] or list(labelled)
+    axis = free[0] if len(free) == 1 else free[t.longest([sizes[i] for i in free])]
+    for i, ids in labelled.items():
         if i != axis:
-            t.nodes.freeze(parts[i], "flattened together with another channel dimension")
-    ids = parts[axis]
-    assert ids is not None
+            t.nodes.freeze(ids, "flattened together with another channel dimension")
     shape = [1] * len(sizes)
     shape[axis] = sizes[axis]
-    return np.broadcast_to(ids.reshape(shape), sizes).reshape(-1)
+    return np.broadcast_to(labelled[axis].reshape(shape), sizes).reshape(-1)
 
 
 def _divide(t: Tracer, ids: NodeIds | None, sizes: list[int]) -> list[NodeIds | None]:
