@@ -151,7 +151,7 @@ class Remedies:
         """What such a line divides stays whole."""
         assert found.problem is not None
         for choice in self._involved(found):
-            refusals = {**found.state.refusals, choice: _reason(found.problem)}
+            refusals = {**found.state.refusals, choice: reason_of(found.problem)}
             yield replace(found.state, refusals=refusals)
 
     def _culprits(self, found: Found) -> NodeIds:
@@ -176,7 +176,7 @@ class Remedies:
         """The state in which the trial gets furthest with one group in play frozen, or all."""
         assert found.problem is not None
         of_node = found.group_of_node()
-        reason = _reason(found.problem)
+        reason = reason_of(found.problem)
         culprits = self._culprits(found).tolist() or list(range(len(found.groups)))
         while len(culprits) > _FEW:
             middle = len(culprits) // 2
@@ -201,5 +201,6 @@ class Remedies:
         return self._bench.freeze(found.state, nodes, reason)
 
 
-def _reason(problem: Problem) -> str:
+def reason_of(problem: Problem) -> str:
+    """For a user, who reads it after "because"."""
     return f"the model's code does not allow it: {problem}"

@@ -18,7 +18,7 @@ from itertools import islice
 import numpy as np
 
 from prune2deploy.channels.observe import Subject
-from prune2deploy.channels.remedies import Remedies
+from prune2deploy.channels.remedies import Remedies, reason_of
 from prune2deploy.channels.state import Found, State
 from prune2deploy.channels.tracer import Tracer
 from prune2deploy.channels.workbench import Workbench
@@ -68,7 +68,7 @@ class Search:
                 break
             pairs = [n for n, g in enumerate(found.groups) if g.size == 2]
             nodes = np.flatnonzero(np.isin(found.group_of_node(), pairs))
-            found = self._bench.build(self._bench.freeze(found.state, nodes, str(problem)))
+            found = self._bench.build(self._bench.freeze(found.state, nodes, reason_of(problem)))
         return found
 
     def _mended(self, found: Found, kinds: Sequence[Candidates]) -> Found | None:

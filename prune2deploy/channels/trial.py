@@ -9,6 +9,7 @@ were computed from a width, and it needs no values, so it runs on the meta devic
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,6 +39,7 @@ class Problem:
     nodes: node ids of the original that were in play.
     modules: names of the modules whose code was running, innermost first, each with the names
         of attributes that this code reads.
+    advice: what a user could write there instead, or nothing.
     of_numbers: whether a number that was computed from a width differs, which no attribute
         can mend.
     """
@@ -47,10 +49,21 @@ class Problem:
     place: Place
     nodes: NodeIds
     modules: tuple[tuple[str, frozenset[str]], ...]
+    advice: str = ""
     of_numbers: bool = False
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.what}" if self.place.line[1] else self.what
+        text = f"{self.place}: {self.what}" if self.place.line[1] else self.what
+        return f"{text}. {self.advice}" if self.advice else text
+
+
+_LENGTH = "If the lengths there come from the tensors themselves (x.shape, or -1), it can be cut"
+_NUMBER = "If that number is computed once, in __init__, and kept in an attribute, it can be cut"
+_PARTS = (
+    "If the parts are taken by lengths that the module keeps in attributes, or evenly (chunk), "
+    "they can be cut"
+)
+_BRANCH = "If what runs there does not depend on the width, it can be cut"
 
 
 def uneven(groups: Sequence[Group], pairs: bool) -> list[IndexTable]:
@@ -113,7 +126,12 @@ def _raised(
     mine = np.unique(np.concatenate([*found, np.zeros(0, np.int64)]))
     origin = _origin(plan, nodes, mode.tracer.nodes)
     return Problem(
-        len(mode.tracer.steps), what, place, origin[mine[mine != FIXED]], _modules(place, trial)
+        len(mode.tracer.steps),
+        what,
+        place,
+        origin[mine[mine != FIXED]],
+        _modules(place, trial),
+        _LENGTH if re.search(r"\b(shape|size|sizes|length|expand)\b", what) else "",
     )
 
 
@@ -137,8 +155,9 @@ def _first_mismatch(
     origin = _origin(plan, expected.nodes, found.nodes)
     compare = _Comparison(component, _kept(plan, expected.nodes), origin)
     for number, (old, new) in enumerate(zip(expected.steps, found.steps, strict=False)):
-        what = compare.difference(old, new, labels_too)
-        if what is not None:
+        found_out = compare.difference(old, new, labels_too)
+        if found_out is not None:
+            what, advice = found_out
             nodes = [ids for dims in old.labels for ids in dims if ids is not None]
             nodes += [ids for one in old.reads for ids in one.dims if ids is not None]
             some = np.unique(np.concatenate([*nodes, np.zeros(0, np.int64)]))
@@ -149,6 +168,7 @@ def _first_mismatch(
                 place,
                 some[some != FIXED],
                 _modules(place, trial),
+                advice,
                 of_numbers=old.name == new.name and old.numbers != new.numbers,
             )
     return None
@@ -164,26 +184,26 @@ class _Comparison:
         self._origin = np.append(origin, FIXED)
         self._known: dict[tuple[int, int], bool] = {}
 
-    def difference(self, old: Step, new: Step, labels_too: bool) -> str | None:
-        """What differs between an operator of the original and of the narrowed model."""
+    def difference(self, old: Step, new: Step, labels_too: bool) -> tuple[str, str] | None:
+        """What differs between an operator of the original and of the narrowed model; advice."""
         if old.name != new.name:
-            return f"{new.name} runs where the whole model runs {old.name}"
+            return f"{new.name} runs where the whole model runs {old.name}", _BRANCH
         if len(old.numbers) != len(new.numbers) or not all(
             a == b or math.isclose(a, b, rel_tol=1e-9) or a != a
             for a, b in zip(old.numbers, new.numbers, strict=True)
         ):
             was, now = (" × ".join(f"{n:g}" for n in x.numbers) for x in (old, new))
             if old.name == "output":
-                return f"the output's shape changes from {was} to {now}"
-            return f"a number in {old.name} changes with the width, from {was} to {now}"
+                return f"the output's shape changes from {was} to {now}", ""
+            return f"a number in {old.name} changes with the width, from {was} to {now}", _NUMBER
         if not labels_too:
             return None
         if [len(x) for x in old.labels] != [len(x) for x in new.labels]:
-            return f"the result of {old.name} changes its dimensions"
+            return f"the result of {old.name} changes its dimensions", _BRANCH
         for before, after in zip(old.labels, new.labels, strict=True):
             for a, b in zip(before, after, strict=True):
                 if not self._agree(a, b):
-                    return f"the result of {old.name} holds other channels than it should"
+                    return f"the result of {old.name} holds other channels than it should", _PARTS
         return None
 
     def _agree(self, old: NodeIds | None, new: NodeIds | None) -> bool:

@@ -34,6 +34,7 @@ def test_a_width_written_into_the_forward_freezes_its_group_only() -> None:
     assert "the model's code does not allow it: channels/test_trial.py:" in reason
     assert "`return net.head(net.c(x.view(2, 6 * 16)))`" in reason
     assert "shape '[2, 96]' is invalid" in reason
+    assert "If the lengths there come from the tensors themselves (x.shape, or -1)" in reason
 
 
 def test_several_broken_groups_are_all_found() -> None:
@@ -63,6 +64,7 @@ def test_a_cut_that_runs_and_gives_other_numbers_is_found() -> None:
     assert graph.groups == ()
     (reason,) = (f.reason for f in graph.frozen if f.name == "a")
     assert "a number in aten.div changes with the width, from 8 to 4" in reason
+    assert "computed once, in __init__, and kept in an attribute, it can be cut" in reason
 
 
 def test_of_groups_that_break_only_together_one_stays_free() -> None:
