@@ -74,6 +74,8 @@ def _needs(method: type[Method[Any]]) -> str:
         needs.append("prune.train")
     if method.needs_data:
         needs.append("training images")
+    if method.needs_losses:
+        needs.append("gradients of the loss")
     return ", ".join(needs) or "the weights only"
 
 

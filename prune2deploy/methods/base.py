@@ -35,6 +35,8 @@ class MethodOptions(BaseModel):
 Options = TypeVar("Options", bound=MethodOptions)
 Images = Callable[[int, int], Iterable[Tensor]]
 """images(count, batch_size): batches of normalised training images, NCHW float32."""
+Losses = Callable[[nn.Module, int, int], Iterable[Tensor]]
+"""losses(model, count, batch_size): the training loss of each batch, with its graph."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,12 @@ class Context:
 
     graph: the groups, and the model as it is now.
     images: training images for scores that need data, or None.
+    losses: training losses of a model, for scores that need gradients, or None.
     """
 
     graph: Graph
     images: Images | None = None
+    losses: Losses | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -72,6 +76,7 @@ class Method(ABC, Generic[Options]):
     options: the schema of what the recipe may set.
     needs_training: scores mean something only after training with the hooks.
     needs_data: the score looks at training images.
+    needs_losses: the score looks at the gradient of the training loss.
     normalisation: default for comparing groups with one another.
     """
 
@@ -82,6 +87,7 @@ class Method(ABC, Generic[Options]):
     options: ClassVar[type[MethodOptions]] = MethodOptions
     needs_training: ClassVar[bool] = False
     needs_data: ClassVar[bool] = False
+    needs_losses: ClassVar[bool] = False
     normalisation: ClassVar[Normalisation] = "mean"
 
     def __init__(self, settings: Options) -> None:

@@ -21,7 +21,7 @@ from prune2deploy.channels import Graph, Plan, Role
 from prune2deploy.channels.groups import matches
 from prune2deploy.errors import BudgetError, MethodError, nearest_name_hint
 from prune2deploy.methods import METHODS, Context, Method, Normalisation
-from prune2deploy.methods.base import Images
+from prune2deploy.methods.base import Images, Losses
 from prune2deploy.pipeline.outcome import held_back, reached
 
 Share = float | Mapping[str, float]
@@ -37,6 +37,7 @@ def plan(
     min_channels: int | None = None,
     normalize: Normalisation | None = None,
     images: Iterable[Tensor] | Images | None = None,
+    losses: Losses | None = None,
     original: Graph | None = None,
     **options: Any,
 ) -> Plan:
@@ -54,6 +55,8 @@ def plan(
         normalize: how groups are made comparable; None: the method's own way.
         images: normalised training images for methods that look at data: batches, or
             a function of (count, batch size) that returns batches.
+        losses: for methods that look at gradients: a function of (model, count, batch
+            size) that yields the training loss of each batch.
         original: graph of the model before earlier cuts, whose widths and costs the
             shares are of; None: `graph` is the original's.
         options: the method's own options.
@@ -71,7 +74,8 @@ def plan(
             + " ".join(held_back(graph.frozen))
             + " 'prune2deploy inspect' shows all."
         )
-    scores = _scores(graph, chosen, _as_source(images), _normalisation(chosen, normalize))
+    context = Context(graph, _as_source(images), losses)
+    scores = _scores(context, chosen, _normalisation(chosen, normalize))
     try:
         decision = decide(graph, scores, budget, round_to, min_channels, original or graph)
     except BudgetError as err:
@@ -93,11 +97,11 @@ def _as_source(images: Iterable[Tensor] | Images | None) -> Images | None:
 
 
 def _scores(
-    graph: Graph, method: Method[Any], images: Images | None, how: Normalisation
+    context: Context, method: Method[Any], how: Normalisation
 ) -> list[np.typing.NDArray[np.float64] | None]:
     """The method's scores per group, finite and made comparable."""
-    raw = method.score(Context(graph, images))
-    for group, values in zip(graph.groups, raw, strict=True):
+    raw = method.score(context)
+    for group, values in zip(context.graph.groups, raw, strict=True):
         if values is not None and not values.isfinite().all():
             raise MethodError(
                 f"{method.name} scored '{group.name}' with NaN or inf. Check the checkpoint and "

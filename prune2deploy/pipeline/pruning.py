@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prune2deploy.channels import Graph, Plan, cut, trace, try_plan
+from prune2deploy.data import Loader
 from prune2deploy.errors import ModelError
 from prune2deploy.methods import Method
 from prune2deploy.pipeline.inputs import Inputs, train_settings
@@ -59,6 +60,7 @@ def prune(recipe: Recipe, inputs: Inputs, model: nn.Module) -> Pruned:
             min_channels=section.min_channels,
             normalize=section.normalize,
             images=lambda count, size: _images(recipe, inputs, count, size),
+            losses=lambda model, count, size: _losses(recipe, inputs, model, count, size),
             original=start,
         )
         model = _checked_cut(graph, step)
@@ -94,10 +96,19 @@ def _round_budget(budget: Mapping[str, Share], number: int, rounds: int) -> Mapp
 
 def _images(recipe: Recipe, inputs: Inputs, count: int, size: int) -> Iterable[Tensor]:
     """Training images without augmentation, in an order drawn with the seed."""
-    loader = inputs.data.loader(
-        "train", batch_size=size, shuffle=True, seed=recipe.seed, limit=count
-    )
-    return (images for images, _ in loader)
+    return (images for images, _ in _samples(recipe, inputs, count, size))
+
+
+def _losses(
+    recipe: Recipe, inputs: Inputs, model: nn.Module, count: int, size: int
+) -> Iterable[Tensor]:
+    """The task's loss of the same images, batch by batch."""
+    for images, targets in _samples(recipe, inputs, count, size):
+        yield inputs.task.loss(model(images), targets)
+
+
+def _samples(recipe: Recipe, inputs: Inputs, count: int, size: int) -> Loader:
+    return inputs.data.loader("train", batch_size=size, shuffle=True, seed=recipe.seed, limit=count)
 
 
 def _recalibrate(recipe: Recipe, inputs: Inputs, model: nn.Module) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from networks import run
 from scoring import make
 from torch import Tensor, nn
@@ -49,15 +50,32 @@ def planted() -> Graph:
     return graph
 
 
+def losses(model: nn.Module, count: int, size: int) -> list[Tensor]:
+    answers = model(images()).mean((2, 3))
+    return [F.cross_entropy(answers, torch.arange(len(answers)) % 4)]
+
+
 def order(name: str, graph: Graph) -> tuple[list[int], Tensor]:
     """Channels from the first to go to the last, and their scores."""
-    (scores,) = make(name).score(Context(graph, lambda count, size: [images()]))
+    (scores,) = make(name).score(Context(graph, lambda count, size: [images()], losses))
     assert scores is not None
     return scores.argsort(stable=True).tolist(), scores
 
 
 def test_l1_takes_the_scaled_filter_because_it_ignores_the_norm(planted: Graph) -> None:
     assert order("l1", planted)[0][0] == SCALED
+
+
+def test_l2_takes_the_scaled_filter_too(planted: Graph) -> None:
+    assert order("l2", planted)[0][0] == SCALED
+
+
+def test_taylor_takes_the_dead_channel_that_no_gradient_passes(planted: Graph) -> None:
+    first, scores = order("taylor", planted)
+    assert first[0] == DEAD
+    assert scores[DEAD] == 0
+    # What a norm makes up for does not count: the scaled filter is one like the others.
+    assert scores[SCALED] > scores.max() / 1e3
 
 
 def test_network_slimming_takes_the_constant_because_its_scale_is_zero(planted: Graph) -> None:

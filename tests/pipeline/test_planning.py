@@ -306,10 +306,14 @@ def test_every_method_plans(name: str) -> None:
     layers += [nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)]
     graph = trace(nn.Sequential(*layers), torch.randn(1, 3, 8, 8))
     images = [torch.randn(4, 3, 8, 8) for _ in range(2)]
-    planned = plan(graph, name, budget={"macs": 0.5}, round_to=1, images=images)
+
+    def losses(model: nn.Module, count: int, size: int) -> Iterable[Tensor]:
+        return (model(batch).square().mean() for batch in images)
+
+    planned = plan(graph, name, budget={"macs": 0.5}, round_to=1, images=images, losses=losses)
     found = graph.cost.macs(graph.counts(planned)) / graph.cost.macs(graph.full)
     assert found == pytest.approx(0.5, rel=0.02)
-    again = plan(graph, name, budget={"macs": 0.5}, round_to=1, images=images)
+    again = plan(graph, name, budget={"macs": 0.5}, round_to=1, images=images, losses=losses)
     assert again.to_json() == planned.to_json()
 
 
