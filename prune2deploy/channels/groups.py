@@ -18,6 +18,7 @@ from prune2deploy.channels.labels import FIXED, NodeIds, NodeTable, Role
 from prune2deploy.channels.tracer import Site
 
 IndexTable = npt.NDArray[np.int64]
+_Keys = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -92,47 +93,78 @@ def build_groups(
         stay: tensors that must not be touched, and why.
     """
     count = int(component.max()) + 1 if nodes.size else 0
-    reasons = _frozen_components(nodes, component, stay)
+    why = _Reasons(nodes, component, count, stay)
     tensor_dim = np.zeros(nodes.size, dtype=np.int64)
     position = np.zeros(nodes.size, dtype=np.int64)
     for number, owner in enumerate(nodes.owners):
         tensor_dim[owner.start : owner.start + owner.size] = number
         position[owner.start : owner.start + owner.size] = np.arange(owner.size)
     members = _Members(component, tensor_dim, position, count)
-
-    in_parts = _parts(nodes, component)
-    families: dict[tuple[bytes, tuple[int, ...]], list[int]] = {}
-    for c in range(count):
-        families.setdefault((members.footprint(c), in_parts.get(c, ())), []).append(c)
     roles = nodes.role_of_nodes()
     groups: list[Group] = []
     frozen: list[Frozen] = []
     channel_of_component = np.full(count, FIXED, dtype=np.int64)
     names: set[str] = set()
     total = 0
-    for family in families.values():
-        free = [c for c in family if c not in reasons]
-        stuck = [c for c in family if c in reasons]
+    for family in members.families(_parts(nodes, component, count)):
+        free, stuck = family[~why.frozen[family]], family[why.frozen[family]]
         if len(free) == 1:
-            reasons[free[0]] = "a single channel"
-            free, stuck = [], sorted([*stuck, *free])
-        if free:
+            why.freeze(free, "a single channel")
+            free, stuck = free[:0], family
+        if len(free):
             slots = _slots(nodes, members, free, roles)
             name = _unused(_name(slots), names)
             groups.append(Group(name, len(free), slots, ()))
             channel_of_component[free] = np.arange(total, total + len(free))
             total += len(free)
-        by_reason: dict[str, list[int]] = {}
-        for c in stuck:
-            reason = reasons[c]
-            if reason is not None:
-                by_reason.setdefault(reason, []).append(c)
-        for reason, some in by_reason.items():
+        for reason, some in why.told(stuck):
             slots = _slots(nodes, members, some, roles)
             if any(slot.role == Role.PRODUCER for slot in slots):
                 frozen.append(Frozen(_name(slots), len(some), reason))
     channel = channel_of_component[component] if nodes.size else component
     return _with_taps(groups, sites, channel), frozen, channel
+
+
+class _Reasons:
+    """Which components are frozen, and the first reason that is worth telling.
+
+    frozen: shape (components,).
+    """
+
+    def __init__(
+        self, nodes: NodeTable, component: NodeIds, count: int, stay: Mapping[str, str]
+    ) -> None:
+        self.frozen = np.zeros(count, dtype=np.bool_)
+        self._texts: list[str] = []
+        self._number: dict[str, int] = {}
+        self._first = np.full(count, -1, dtype=np.int64)  # number of its reason, -1 for none
+        for record in nodes.frozen:
+            self.freeze(component[record.ids], record.reason)
+        for owner in nodes.owners:
+            if owner.name in stay:
+                self.freeze(component[owner.start : owner.start + owner.size], stay[owner.name])
+        # Kernel dimensions of a used weight are untouched too, but they are frozen already.
+        unused = component[nodes.untouched()]
+        self.freeze(unused, "the forward pass does not use it")
+
+    def freeze(self, components: NodeIds, reason: str | None) -> None:
+        self.frozen[components] = True
+        if reason is None:
+            return
+        if reason not in self._number:
+            self._number[reason] = len(self._texts)
+            self._texts.append(reason)
+        known = self._first[components]
+        self._first[components] = np.where(known < 0, self._number[reason], known)
+
+    def told(self, components: NodeIds) -> list[tuple[str, NodeIds]]:
+        """Components by reason, in the order in which the reasons appear among them."""
+        numbers = self._first[components]
+        return [
+            (self._texts[number], components[numbers == number])
+            for number in dict.fromkeys(numbers.tolist())
+            if number >= 0
+        ]
 
 
 class _Members:
@@ -146,34 +178,58 @@ class _Members:
         self._tensor_dim = tensor_dim[self.order]
         self._position = position[self.order]
 
-    def nodes(self, c: int) -> NodeIds:
-        return self.order[self.bounds[c] : self.bounds[c + 1]]
+    def families(self, parts: _Keys) -> list[NodeIds]:
+        """Components that touch the same tensor dimensions equally often, in their order.
 
-    def footprint(self, c: int) -> bytes:
-        """Which tensor dimensions the component touches, and how often each."""
-        return self._tensor_dim[self.bounds[c] : self.bounds[c + 1]].tobytes()
+        parts: components whose key differs are kept apart as well.
+        """
+        count = len(parts)
+        if not count:
+            return []
+        starts = self.bounds[:-1]
+        rank = np.arange(len(self.order)) - np.repeat(starts, np.diff(self.bounds))
+        entries = _scrambled(
+            self._tensor_dim.astype(np.uint64) << np.uint64(32) | rank.astype(np.uint64)
+        )
+        keys = _scrambled(np.add.reduceat(entries, starts) + _scrambled(parts))
+        _, first, family = np.unique(keys, return_index=True, return_inverse=True)
+        by_first = np.argsort(np.argsort(first))  # families in the order of their first component
+        family = by_first[family]
+        ordered = np.argsort(family, kind="stable")
+        return np.split(ordered, np.flatnonzero(np.diff(family[ordered])) + 1)
 
-    def tables(self, family: list[int]) -> list[tuple[int, IndexTable]]:
+    def tables(self, family: NodeIds) -> list[tuple[int, IndexTable]]:
         """Per tensor dimension of a family of one footprint: positions (channels, copies)."""
         starts = self.bounds[family]
         width = int(self.bounds[family[0] + 1] - starts[0])
         block = starts[:, None] + np.arange(width)
-        owners = self._tensor_dim[block[0]]
+        owners = self._tensor_dim[block]
+        if (owners != owners[0]).any():
+            raise AssertionError("two footprints have the same key")
         positions = self._position[block]
-        return [(int(o), positions[:, owners == o]) for o in np.unique(owners)]
+        return [(int(o), positions[:, owners[0] == o]) for o in np.unique(owners[0])]
 
 
-def _parts(nodes: NodeTable, component: NodeIds) -> dict[int, tuple[int, ...]]:
-    """Numbers of the parts that each component is in, where it is in any."""
-    found: dict[int, tuple[int, ...]] = {}
-    for number, ids in enumerate(nodes.parts):
-        for c in np.unique(component[ids[ids != FIXED]]).tolist():
-            found[c] = (*found.get(c, ()), number)
+def _scrambled(values: _Keys) -> _Keys:
+    """Numbers of 64 bits that look random, so that sums of them stand for sets (splitmix64)."""
+    x = values + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    result: _Keys = x ^ (x >> np.uint64(31))
+    return result
+
+
+def _parts(nodes: NodeTable, component: NodeIds, count: int) -> _Keys:
+    """Per component a number that says in which parts of splits it is; 0 for none."""
+    found = np.zeros(count, dtype=np.uint64)
+    for number, ids in enumerate(nodes.parts, 1):
+        some = np.unique(component[ids[ids != FIXED]])
+        found[some] = _scrambled(found[some] + np.uint64(number))
     return found
 
 
 def _slots(
-    nodes: NodeTable, members: _Members, family: list[int], roles: npt.NDArray[np.int8]
+    nodes: NodeTable, members: _Members, family: NodeIds, roles: npt.NDArray[np.int8]
 ) -> tuple[Slot, ...]:
     slots = []
     for number, index in members.tables(family):
@@ -196,28 +252,6 @@ def _unused(name: str, names: set[str]) -> str:
 def _name(slots: tuple[Slot, ...]) -> str:
     first = next((s for s in slots if s.role == Role.PRODUCER), slots[0])
     return first.tensor.rpartition(".")[0] or first.tensor
-
-
-def _frozen_components(
-    nodes: NodeTable, component: NodeIds, stay: Mapping[str, str]
-) -> dict[int, str | None]:
-    """Frozen components and the first reason that is worth telling."""
-    reasons: dict[int, str | None] = {}
-
-    def freeze(ids: NodeIds, reason: str | None) -> None:
-        for c in np.unique(component[ids]).tolist():
-            if reasons.get(c) is None:
-                reasons[c] = reason
-
-    for record in nodes.frozen:
-        freeze(record.ids, record.reason)
-    for owner in nodes.owners:
-        if owner.name in stay:
-            freeze(np.arange(owner.start, owner.start + owner.size), stay[owner.name])
-    unused = np.flatnonzero(nodes.untouched())
-    # Kernel dimensions of a used weight are untouched too, but they are frozen already.
-    freeze(unused, "the forward pass does not use it")
-    return reasons
 
 
 def matches(tensor: str, pattern: str) -> bool:
