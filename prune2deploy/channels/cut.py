@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
+from prune2deploy.channels.copying import copied
 from prune2deploy.channels.groups import IndexTable
 from prune2deploy.channels.labels import tensors_of
 from prune2deploy.channels.plan import Plan
@@ -33,17 +34,33 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
     small = _rebuilt(model, plan, narrow)
     first_name = {id(tensor): name for name, tensor in tensors_of(small).items()}
     for module in small.modules():
-        own = {**module._parameters, **module._buffers}
         kept = {
             leaf: plan.keep[first_name[id(tensor)]]
-            for leaf, tensor in own.items()
-            if tensor is not None and first_name[id(tensor)] in plan.keep
+            for leaf, tensor in _own_tensors(module).items()
+            if first_name[id(tensor)] in plan.keep
         }
         _follow_attributes(module, kept)
     for name, attributes in plan.attributes.items():
         for attribute, value in attributes.items():
             _set_length(small.get_submodule(name), name, attribute, value)
     return small
+
+
+def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's parameters and buffers by the names under which it uses them.
+
+    A parametrized weight is computed from one or several parameters; the largest has its shape.
+    """
+    own = {
+        leaf: tensor
+        for leaf, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    }
+    if is_parametrized(module):
+        assert isinstance(module.parametrizations, nn.ModuleDict)
+        for leaf, originals in module.parametrizations.items():
+            own[leaf] = max(_own_tensors(originals).values(), key=lambda x: x.numel())
+    return own
 
 
 def mask(model: nn.Module, plan: Plan) -> nn.Module:
@@ -90,7 +107,7 @@ def _rebuilt(
             new = nn.Parameter(new, requires_grad=old.requires_grad)
         memo[id(old)] = new
     try:
-        return copy.deepcopy(model, memo)
+        return copied(model, memo)
     except (RuntimeError, TypeError) as err:
         raise ModelError(
             f"The model cannot be copied ({type(err).__name__}: {err}). A module keeps something "
@@ -134,9 +151,9 @@ def _follow_attributes(module: nn.Module, kept: Mapping[str, Mapping[int, IndexT
     kept: kept indices per dimension of the module's own tensors.
     """
     if isinstance(module, nn.modules.conv._ConvNd):
-        found = next((kept[name] for name in _CONV_WEIGHTS if name in kept), None)
-        if found is not None:
-            _follow_convolution(module, found)
+        name = next((name for name in _CONV_WEIGHTS if name in kept), None)
+        if name is not None:
+            _follow_convolution(module, kept[name], getattr(module, name).shape)
         return
     if isinstance(module, nn.LayerNorm | nn.RMSNorm) and "weight" in kept:
         assert module.weight is not None
@@ -157,12 +174,14 @@ def _follow_attributes(module: nn.Module, kept: Mapping[str, Mapping[int, IndexT
 _CONV_WEIGHTS = ("weight", "weight_v")
 
 
-def _follow_convolution(conv: nn.modules.conv._ConvNd, kept: Mapping[int, IndexTable]) -> None:
+def _follow_convolution(
+    conv: nn.modules.conv._ConvNd, kept: Mapping[int, IndexTable], shape: torch.Size
+) -> None:
     if conv.groups > 1 and 0 in kept:
         # Whole groups went if some group kept nothing; else one position went in all of them.
         rows = conv.in_channels if conv.transposed else conv.out_channels
         conv.groups = len(np.unique(kept[0] // (rows // conv.groups)))
-    wide, narrow = conv.weight.shape[0], conv.weight.shape[1] * conv.groups
+    wide, narrow = shape[0], shape[1] * conv.groups
     if conv.transposed:
         conv.in_channels, conv.out_channels = wide, narrow
     else:

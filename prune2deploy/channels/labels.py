@@ -181,9 +181,14 @@ class NodeTable:
 
 
 def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """All parameters and buffers by their first name; a shared tensor appears once."""
-    found: dict[int, tuple[str, torch.Tensor]] = {}
-    named = [*model.named_parameters(), *model.named_buffers()]
-    for name, tensor in named:
-        found.setdefault(id(tensor), (name, tensor))
-    return dict(found.values())
+    """All parameters, then all buffers, by their first name; a shared tensor appears once."""
+    parameters: dict[int, tuple[str, torch.Tensor]] = {}
+    buffers: dict[int, tuple[str, torch.Tensor]] = {}
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        for own, found in ((module._parameters, parameters), (module._buffers, buffers)):
+            for leaf, tensor in own.items():
+                if tensor is not None:
+                    found.setdefault(id(tensor), (prefix + leaf, tensor))
+    named = {**buffers, **parameters}  # what is both is a parameter
+    return dict(named[key] for key in {**parameters, **buffers})

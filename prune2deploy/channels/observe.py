@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from prune2deploy.channels import rules
+from prune2deploy.channels.copying import copied
 from prune2deploy.channels.forward import (
     CONTRACTIONS,
     PRODUCTS,
@@ -63,7 +63,7 @@ def without_values(model: nn.Module, inputs: Inputs) -> Subject:
         if isinstance(tensor, nn.Parameter):
             empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
         memo[id(tensor)] = empty
-    return Subject(copy.deepcopy(model, memo), tree_map(to_meta, inputs), True)
+    return Subject(copied(model, memo), tree_map(to_meta, inputs), True)
 
 
 class TraceMode(OperatorMode):

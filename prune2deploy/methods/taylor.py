@@ -29,7 +29,6 @@ from prune2deploy.channels import Group, Role, Slot
 from prune2deploy.errors import MethodError
 from prune2deploy.methods.base import Context, Method, MethodOptions, require_some, rows
 
-
 _MISSING = "no layer or norm with parameters produces them"
 
 

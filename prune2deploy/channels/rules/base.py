@@ -65,7 +65,7 @@ def pointwise(t: Tracer, call: Call) -> None:
             seen: list[NodeIds | None] = [
                 t.labels(x).dims[-back]
                 for x in inputs
-                if x.dim() >= back and x.shape[-back] == length
+                if x.dim() >= back and x.shape[-back] == length and not _repeats(t, x, -back)
             ]
             if any(s is not None for s in seen):
                 joined = seen[0]
@@ -75,6 +75,15 @@ def pointwise(t: Tracer, call: Call) -> None:
                     )
                 dims[-back] = joined
         t.set(out, dims)
+
+
+def _repeats(t: Tracer, x: Tensor, dim: int) -> bool:
+    """Whether one entry stands for all along a dimension, as after expand_as.
+
+    It is broadcast like one of length 1: fewer copies are as good. If the length was written
+    down instead of computed, the trial of the cut finds out.
+    """
+    return t.labels(x).dims[dim] is None and x.layout == torch.strided and x.stride(dim) == 0
 
 
 # Pointwise in effect, though PyTorch does not tag every form of them.
