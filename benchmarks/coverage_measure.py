@@ -46,7 +46,7 @@ def measure(key: str, export: bool, parent: Connection) -> None:
     try:
         _measure(key, export, say)
     except Exception as err:  # a failing model is a finding
-        say("error", _error(err))
+        say("error", error_found(err))
     finally:
         peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         say("peak_mib", round(peak_kib / 1024))
@@ -54,15 +54,15 @@ def measure(key: str, export: bool, parent: Connection) -> None:
 
 
 def _measure(key: str, export: bool, say: Say) -> None:
-    with _step("build", say):
+    with timed_step("build", say):
         subject = build(key)
     say("image_size", subject.image_size)
     model = subject.model
     say("parameters", sum(p.numel() for p in model.parameters()))
-    with _step("trace", say):
+    with timed_step("trace", say):
         graph = trace(model, subject.example)
-    _describe(graph, say)
-    with _step("plan", say):
+    describe(graph, say)
+    with timed_step("plan", say):
         try:
             planned = plan(graph, "l1", budget=BUDGET, round_to=1)
         except BudgetError as err:
@@ -70,23 +70,23 @@ def _measure(key: str, export: bool, say: Say) -> None:
                 raise
             say("nothing_to_cut", str(err))
             return
-    with _step("cut", say):
+    with timed_step("cut", say):
         small = cut(model, planned)
     _costs(graph, planned, small, say)
-    for name, check in (("runs", _runs), ("trains", _trains)):
-        with _guarded(name, say), _step(name, say):
+    for name, check in (("runs", runs), ("trains", trains)):
+        with guarded(name, say), timed_step(name, say):
             check(subject, small, say)
     if export:
-        with _guarded("onnx", say), _step("onnx", say):
-            _exports(subject, cut(model, planned), say)
+        with guarded("onnx", say), timed_step("onnx", say):
+            exports(subject, cut(model, planned), say)
     del small, graph
     # Last, as it changes the model: a copy would need as much memory again.
-    with _guarded("equal", say), _step("equal", say):
-        _equal(subject, planned, say)
+    with guarded("equal", say), timed_step("equal", say):
+        equal(subject, planned, say)
 
 
 @contextmanager
-def _step(name: str, say: Say) -> Iterator[None]:
+def timed_step(name: str, say: Say) -> Iterator[None]:
     say("step", name)
     start = time.perf_counter()
     yield
@@ -94,23 +94,23 @@ def _step(name: str, say: Say) -> Iterator[None]:
 
 
 @contextmanager
-def _guarded(name: str, say: Say) -> Iterator[None]:
+def guarded(name: str, say: Say) -> Iterator[None]:
     """A check that raises has the answer no; the others still run."""
     try:
         yield
     except Exception as err:  # whatever the model's code raises is the finding
         say(name, False)
-        say(f"{name}_error", _error(err))
+        say(f"{name}error_found", error_found(err))
 
 
-def _error(err: BaseException) -> dict[str, Any]:
+def error_found(err: BaseException) -> dict[str, Any]:
     lines = "".join(traceback.format_exception(err)).strip().splitlines()
     return {"type": type(err).__name__, "message": str(err)[:1000], "traceback": lines[-12:]}
 
 
-def _describe(graph: Graph, say: Say) -> None:
+def describe(graph: Graph, say: Say) -> None:
     say("groups", len(graph.groups))
-    widths = _output_widths(graph.model)
+    widths = output_widths(graph.model)
     cuttable: dict[str, set[int]] = {name: set() for name in widths}
     for group in graph.groups:
         for slot in group.slots:
@@ -129,7 +129,7 @@ def _describe(graph: Graph, say: Say) -> None:
     say("frozen", sorted(reasons.values(), key=lambda entry: -entry["channels"]))
 
 
-def _output_widths(model: nn.Module) -> dict[str, tuple[int, int]]:
+def output_widths(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Weight's name: (dimension of the output channels, length), of all layers that mix channels.
 
     Counted are convolutions, linear layers and the joint projection of nn.MultiheadAttention.
@@ -162,19 +162,19 @@ def _costs(graph: Graph, planned: Plan, small: nn.Module, say: Say) -> None:
     say("notes", list(planned.notes))
 
 
-def _run(model: nn.Module, args: Any) -> list[Tensor]:
+def outputs_of(model: nn.Module, args: Any) -> list[Tensor]:
     with torch.no_grad():
         out = model.eval()(*args)
     return [x for x in tree_leaves(out) if isinstance(x, Tensor)]
 
 
-def _runs(subject: Subject, small: nn.Module, say: Say) -> None:
-    outputs = _run(small, subject.batch)
+def runs(subject: Subject, small: nn.Module, say: Say) -> None:
+    outputs = outputs_of(small, subject.batch)
     say("runs", True)
     say("output_shapes", [list(x.shape) for x in outputs[:4]])
 
 
-def _trains(subject: Subject, small: nn.Module, say: Say) -> None:
+def trains(subject: Subject, small: nn.Module, say: Say) -> None:
     """One step; every parameter that has a gradient in the original must have one."""
     without = _train_step(subject, small)
     if without:
@@ -202,20 +202,20 @@ def _train_step(subject: Subject, model: nn.Module) -> set[str]:
     return {name for name, grad in grads.items() if grad is None}
 
 
-def _equal(subject: Subject, planned: Plan, say: Say) -> None:
+def equal(subject: Subject, planned: Plan, say: Say) -> None:
     """Compare cut with mask, and cut with the engine's reference, on two different samples."""
-    model, batch, whole = _in_widest_type(subject)
+    model, batch, whole = in_widest_type(subject)
     exact = next(model.parameters()).dtype == torch.float64
     say("compared_in", "float64" if exact else "float32")
-    signal = _signal(whole)
+    signal = signal_of(whole)
     say("signal", signal)
     # Where all answers are alike, what differs between them is what a wrong channel changes.
     scale = min(1.0, signal) if signal else 1.0
     small = cut(model, planned)
-    got = _run(small, batch)
+    got = outputs_of(small, batch)
     del small
     zeroed = mask(model, planned)
-    by_mask = difference(got, _run(zeroed, batch)) / scale
+    by_mask = difference(got, outputs_of(zeroed, batch)) / scale
     del zeroed
     say("mask_difference", by_mask)
     if not any(x.numel() for x in got):
@@ -228,19 +228,19 @@ def _equal(subject: Subject, planned: Plan, say: Say) -> None:
     say("equal", min(by_mask, by_reference) <= (TOLERANCE if exact else FLOAT32_TOLERANCE))
 
 
-def _in_widest_type(subject: Subject) -> tuple[nn.Module, Any, list[Tensor]]:
+def in_widest_type(subject: Subject) -> tuple[nn.Module, Any, list[Tensor]]:
     """The model and its batch in float64 where it runs so, and its outputs; changes the model."""
     model = subject.model
     if sum(p.numel() for p in model.parameters()) <= LARGEST_IN_FLOAT64:
         try:
             batch = in_float64(subject.batch)
-            return model, batch, _run(model.double(), batch)
+            return model, batch, outputs_of(model.double(), batch)
         except RuntimeError:  # its code makes tensors of float32
             model.float()  # exact: the numbers came from float32
-    return model, subject.batch, _run(model, subject.batch)
+    return model, subject.batch, outputs_of(model, subject.batch)
 
 
-def _signal(outputs: list[Tensor]) -> float | None:
+def signal_of(outputs: list[Tensor]) -> float | None:
     """How far the answers to two samples are apart, relative to the largest number.
 
     The smallest of the outputs that have a row for each sample; None if none has.
@@ -267,7 +267,7 @@ def difference(got: list[Tensor], want: list[Tensor]) -> float:
     return worst
 
 
-def _exports(subject: Subject, small: nn.Module, say: Say) -> None:
+def exports(subject: Subject, small: nn.Module, say: Say) -> None:
     """Export the cut model as `prune2deploy export` does; where that fails, the original too."""
     shape = (3, subject.image_size, subject.image_size)
     with tempfile.TemporaryDirectory() as folder:
