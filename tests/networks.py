@@ -31,6 +31,11 @@ class Net(nn.Module):
         return self.run(self, *inputs, **named)
 
 
+def conv(inputs: int, outputs: int, size: int = 1, **options: Any) -> nn.Conv2d:
+    """A convolution, 1×1 unless a size is given."""
+    return nn.Conv2d(inputs, outputs, size, **options)
+
+
 def randomize_norms(model: nn.Module, seed: int = 0) -> nn.Module:
     """Give every batch norm random statistics, scales and shifts; returns the model."""
     random = torch.Generator().manual_seed(seed)

@@ -21,11 +21,6 @@ def tokens() -> Tensor:
     return torch.randn(2, 6, 10, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 class Block(nn.Module):
     """A transformer's block around any attention."""
 

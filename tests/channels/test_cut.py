@@ -13,11 +13,6 @@ from prune2deploy.channels import Graph, cut, mask, trace
 from prune2deploy.errors import ModelError
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def small_network() -> nn.Sequential:
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3),

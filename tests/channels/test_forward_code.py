@@ -9,25 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Net, assert_groups, random_kept, run
+from networks import Net, assert_groups, conv, random_kept, run
 from torch import Tensor, nn
 
 from prune2deploy.channels import cut, trace
-
-
-@pytest.fixture
-def image() -> Tensor:
-    return torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
-def conv(inputs: int, outputs: int, size: int = 1, **options: Any) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, size, **options)
-
 
 # Outputs within outputs, several inputs: see also test_trace.py.
 

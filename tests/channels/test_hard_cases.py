@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Net, assert_cut_is_exact, assert_groups, random_kept
+from networks import Net, assert_cut_is_exact, assert_groups, conv, random_kept
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from prune2deploy.channels import cut, trace
-
-
-@pytest.fixture
-def image() -> Tensor:
-    return torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
-def conv(inputs: int, outputs: int, size: int = 1, **options: Any) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, size, **options)
-
 
 # Concatenated, added to, and taken apart again.
 

@@ -7,27 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Net, assert_groups, randomize_norms
+from networks import Net, assert_groups, conv, randomize_norms
 from torch import Tensor, nn
 
 from prune2deploy.channels import Role, cut, trace
 from prune2deploy.channels.rules.shapes import matching_blocks
 
 OUTPUT = "reaches the model's output"
-
-
-@pytest.fixture
-def image() -> Tensor:
-    return torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
-def conv(inputs: int, outputs: int, size: int = 1, **options: object) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, size, **options)  # type: ignore[arg-type]
 
 
 def test_convolutions_in_a_row_have_one_group_each(image: Tensor) -> None:

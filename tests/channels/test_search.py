@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from networks import assert_groups
 from torch import Tensor, nn
 
 from prune2deploy.channels import cut
 from prune2deploy.channels.tracer import Tracer
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
 
 
 class Windows(nn.Module):

@@ -16,11 +16,6 @@ from prune2deploy.channels import rules, trace
 from prune2deploy.errors import ModelError
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def image() -> Tensor:
     return torch.randn(2, 3, 8, 8)
 

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import pytest
 import torch
 from networks import Net, assert_groups
 from torch import Tensor, nn
 
 from prune2deploy.channels import trace
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
 
 
 def test_a_width_written_into_the_forward_freezes_its_group_only() -> None:

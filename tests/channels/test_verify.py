@@ -13,11 +13,6 @@ from prune2deploy.channels import cut, trace, try_plan
 from prune2deploy.channels.verify import TOLERANCE, Trial, _compare
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def test_a_trial_of_a_good_plan_holds_and_leaves_the_model_alone() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Dropout(), nn.Conv2d(8, 4, 1))
     x = torch.randn(2, 3, 4, 4)
