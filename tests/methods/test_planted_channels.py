@@ -70,6 +70,12 @@ def test_l2_takes_the_scaled_filter_too(planted: Graph) -> None:
     assert order("l2", planted)[0][0] == SCALED
 
 
+def test_fpgm_takes_a_copy_or_the_filter_in_the_middle(planted: Graph) -> None:
+    first, scores = order("fpgm", planted)
+    assert first[0] in (NORMAL, COPY, SCALED)
+    torch.testing.assert_close(scores[NORMAL], scores[COPY])
+
+
 def test_taylor_takes_the_dead_channel_that_no_gradient_passes(planted: Graph) -> None:
     first, scores = order("taylor", planted)
     assert first[0] == DEAD
