@@ -100,7 +100,7 @@ def guarded(name: str, say: Say) -> Iterator[None]:
         yield
     except Exception as err:  # whatever the model's code raises is the finding
         say(name, False)
-        say(f"{name}error_found", error_found(err))
+        say(f"{name}_error", error_found(err))
 
 
 def error_found(err: BaseException) -> dict[str, Any]:

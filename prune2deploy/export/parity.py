@@ -108,7 +108,8 @@ class OnnxModel:
             images: float32 (n, channels, height, width), n >= 1.
 
         Returns:
-            The outputs by name, on the CPU, in the file's order; first dimension n.
+            The outputs by name, on the CPU, in the file's order; first dimension n, or what
+            the model returns for one whole batch, as a detector its boxes.
 
         Raises:
             ExportError: the images do not fit the file's input, or its outputs cannot
@@ -123,16 +124,22 @@ class OnnxModel:
                 f"{self._path} takes images of shape {tuple(shape)}, got {tuple(images.shape[1:])}."
             )
         size = batch if isinstance(batch, int) else len(images)
-        chunks = [self._run(given.name, chunk, size) for chunk in images.split(size)]
+        if len(images) == size:
+            return self._run(given.name, images)
+        chunks = [self._run_filled(given.name, chunk, size) for chunk in images.split(size)]
         return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
-    def _run(self, input_name: str, images: Tensor, size: int) -> dict[str, Tensor]:
-        missing = size - len(images)
-        filled = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)]) if missing else images
-        array = filled.detach().cpu().float().contiguous().numpy()
+    def _run(self, input_name: str, images: Tensor) -> dict[str, Tensor]:
+        array = images.detach().cpu().float().contiguous().numpy()
         names = [output.name for output in self._session.get_outputs()]
         tensors = map(torch.from_numpy, self._session.run(names, {input_name: array}))
-        result = dict(zip(names, tensors, strict=True))
+        return dict(zip(names, tensors, strict=True))
+
+    def _run_filled(self, input_name: str, images: Tensor, size: int) -> dict[str, Tensor]:
+        """Repeat the last image until the batch is full; leave out what that returns."""
+        missing = size - len(images)
+        filled = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)]) if missing else images
+        result = self._run(input_name, filled)
         for name, tensor in result.items():
             if tensor.ndim == 0 or len(tensor) != size:
                 raise ExportError(
@@ -165,9 +172,10 @@ def check_parity(
 
     Raises:
         ExportError: a difference over the tolerance (saying where), an output that is
-            not finite, or no samples.
+            not finite, no samples, or nothing but empty outputs, as of a detector that
+            finds nothing.
     """
-    worst_abs, worst_rel, alike, samples = 0.0, 0.0, 0.0, 0
+    worst_abs, worst_rel, alike, samples, entries = 0.0, 0.0, 0.0, 0, 0
     total = len(loader) if isinstance(loader, Sized) else None
     with (
         OnnxModel(onnx_path) as runtime,
@@ -183,9 +191,15 @@ def check_parity(
             if agreement is not None:
                 alike += agreement(expected, found) * len(images)
             samples += len(images)
+            entries += sum(output.numel() for output in expected.values())
             shown.advance(info=f"largest relative difference {worst_rel:.1e}")
     if not samples:
         raise ExportError("There are no samples to compare the ONNX file with the model on.")
+    if not entries:
+        raise ExportError(
+            f"The model returned nothing for any of {samples} samples, so nothing was compared. "
+            "Give samples in which it finds something, or lower its score threshold."
+        )
     share = None if agreement is None else alike / samples
     return Parity(worst_abs, worst_rel, share, samples)
 
@@ -236,6 +250,8 @@ def compare(
 
 def _difference(expected: Tensor, found: Tensor) -> tuple[float, float, int]:
     """Return the largest absolute and relative difference, and the sample that has it."""
+    if not expected.numel():
+        return 0.0, 0.0, 0
     distance = (found.double() - expected.double()).abs()
     # A NaN on the other side is the largest difference there is.
     distance = distance.nan_to_num(nan=torch.inf, posinf=torch.inf)

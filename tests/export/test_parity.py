@@ -185,6 +185,47 @@ def test_an_empty_loader_proves_nothing(tmp_path: Path) -> None:
         check_parity(scale_file(tmp_path / "m.onnx"), Scale(3.0), [])
 
 
+class Found(nn.Module):
+    """The pixels above a limit, of which there may be none, as a detector's boxes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[x > 2] * 3
+
+
+def found_file(path: Path) -> Path:
+    """The same by hand: how many there are follows from the values."""
+    nodes = [
+        helper.make_node("Greater", ["input", "limit"], ["above"]),
+        helper.make_node("Compress", ["input", "above_flat"], ["kept"]),
+        helper.make_node("Mul", ["kept", "factor"], ["output"]),
+    ]
+    nodes.insert(1, helper.make_node("Reshape", ["above", "row"], ["above_flat"]))
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [2, 1, 2, 2])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["n"])],
+        [
+            numpy_helper.from_array(np.float32(2), "limit"),
+            numpy_helper.from_array(np.float32(3), "factor"),
+            numpy_helper.from_array(np.array([-1]), "row"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, path)
+    return path
+
+
+def test_a_batch_in_which_nothing_is_found_is_equal_to_itself(tmp_path: Path) -> None:
+    nothing, something = torch.zeros(2, 1, 2, 2), torch.zeros(2, 1, 2, 2)
+    something[1, 0, 1, 0] = 5.0
+    path = found_file(tmp_path / "m.onnx")
+    parity = check_parity(path, Found(), [(nothing, None), (something, None)])
+    assert (parity.max_rel_diff, parity.samples) == (0.0, 4)
+    with pytest.raises(ExportError, match="returned nothing for any of 2 samples"):
+        check_parity(path, Found(), [(nothing, None)])
+
+
 def test_what_onnx_runtime_cannot_open_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="There is no ONNX file"), OnnxModel(tmp_path / "absent"):
         pass
