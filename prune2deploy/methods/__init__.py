@@ -2,12 +2,34 @@
 
 from typing import Any
 
-from prune2deploy.methods import ccprune, chip, fpgm, l1, l2, network_slimming, nisp, taylor
+from prune2deploy.methods import (
+    ccprune,
+    chip,
+    fpgm,
+    l1,
+    l2,
+    network_slimming,
+    nisp,
+    oicsr,
+    polarization,
+    taylor,
+)
 from prune2deploy.methods.base import Context, Method, MethodOptions, Normalisation
 
 METHODS: dict[str, type[Method[Any]]] = {
     module.METHOD.name: module.METHOD
-    for module in (ccprune, chip, fpgm, l1, l2, network_slimming, nisp, taylor)  # A to Z
+    for module in (
+        ccprune,
+        chip,
+        fpgm,
+        l1,
+        l2,
+        network_slimming,
+        nisp,
+        oicsr,
+        polarization,
+        taylor,
+    )  # A to Z
 }
 
 __all__ = ["METHODS", "Context", "Method", "MethodOptions", "Normalisation"]

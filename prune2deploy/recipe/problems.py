@@ -116,7 +116,9 @@ def _unknown_key(key: Key, data: Mapping[str, Any]) -> str:
         known = [*METHODS[method].options.model_fields, *_keys(PruneSection)]
         owners = [m.name for m in METHODS.values() if name in m.options.model_fields]
         if owners:
-            return f"is an option of {' and '.join(owners)}, not of {method}; remove it"
+            *most, last = owners
+            named = f"{', '.join(most)} and {last}" if most else last
+            return f"is an option of {named}, not of {method}; remove it"
     else:
         known = list(_keys(_model_at(key[:-1])))
     homes = [".".join(place) for place in _places(Recipe) if place[-1] == name]
