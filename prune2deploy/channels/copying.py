@@ -1,7 +1,8 @@
 """copy.deepcopy for modules, several times faster.
 
 deepcopy looks at every attribute of every module as if it could be anything. Nearly all of
-them are numbers, texts, empty tables of hooks, and the tables of parameters and submodules.
+them are numbers, texts, kernel sizes, empty tables of hooks, and the tables of parameters and
+submodules.
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ def _value(name: str, value: Any, memo: dict[int, Any]) -> Any:
         return value
     if name == "_modules" and type(value) is dict and id(value) not in memo:
         return {key: None if child is None else copied(child, memo) for key, child in value.items()}
-    if type(value) in (dict, OrderedDict) and not value and id(value) not in memo:
-        return type(value)()
+    kind = type(value)
+    if id(value) not in memo:
+        if kind in (dict, OrderedDict) and not value:
+            return memo.setdefault(id(value), kind())
+        if kind in (tuple, list, set) and all(type(entry) in _PLAIN for entry in value):
+            # Kernel sizes and the like; a tuple of such entries is its own copy.
+            return value if kind is tuple else memo.setdefault(id(value), kind(value))
     return copy.deepcopy(value, memo)

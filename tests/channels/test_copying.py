@@ -24,6 +24,9 @@ class Odd(nn.Module):
         self.again = self.first
         self.aside = [self.first, {"norm": nn.BatchNorm1d(4)}]
         self.weight = self.first.weight
+        self.sizes = [3, 4]
+        self.first.sizes = self.sizes
+        self.kernel, self.named = (2, 2), {"inner": [1, (2, nn.ReLU())]}
         self.nothing = None
         self.register_buffer("table", torch.arange(4.0), persistent=False)
         self.register_buffer("empty", None)
@@ -44,6 +47,9 @@ def test_a_copy_shares_nothing_and_repeats_what_was_shared() -> None:
     assert isinstance(twin, Odd)
     assert twin.again is twin.first is twin.aside[0] is not model.first
     assert twin.weight is twin.first.weight is not model.weight
+    assert twin.sizes is twin.first.sizes is not model.sizes
+    assert (twin.sizes, twin.kernel) == ([3, 4], (2, 2))
+    assert twin.named["inner"][1][1] is not model.named["inner"][1][1]
     assert twin.aside[1]["norm"] is not model.aside[1]["norm"]
     assert vars(twin).keys() == vars(model).keys()
     assert twin._non_persistent_buffers_set == {"table"}
