@@ -12,6 +12,7 @@ from prune2deploy.methods import (
     nisp,
     oicsr,
     polarization,
+    rsnli,
     taylor,
 )
 from prune2deploy.methods.base import Context, Method, MethodOptions, Normalisation
@@ -28,6 +29,7 @@ METHODS: dict[str, type[Method[Any]]] = {
         nisp,
         oicsr,
         polarization,
+        rsnli,
         taylor,
     )  # A to Z
 }

@@ -115,8 +115,8 @@ class Method(ABC, Generic[Options]):
     def after_backward(self) -> None:
         """Edit gradients, before clipping and the optimizer's step."""
 
-    def after_step(self) -> None:
-        """Edit weights after the optimizer's step."""
+    def after_step(self, lr: float) -> None:
+        """Edit weights after the optimizer's step with this learning rate."""
 
 
 def rows(tensor: Tensor, slot: Slot) -> Tensor:
@@ -149,6 +149,19 @@ def filters(context: Context, group: Group) -> list[Tensor]:
 def scales(context: Context, group: Group) -> list[Tensor]:
     """Batch-norm scales (gamma) of the group, per layer shape (channels, copies)."""
     return [rows(context.tensor(s.tensor), s) for s in group.of_role(Role.SCALE)]
+
+
+def mean_scales(context: Context, method: str) -> list[Tensor | None]:
+    """Score every group by |gamma|, the mean of its batch norms where it has several.
+
+    Raises:
+        MethodError: no group has a batch norm with a scale.
+    """
+    scores: list[Tensor | None] = []
+    for group in context.graph.groups:
+        parts = [gamma.abs().mean(dim=1) for gamma in scales(context, group)]
+        scores.append(torch.stack(parts).mean(dim=0) if parts else None)
+    return require_some(scores, method, "none has a batch norm with a scale")
 
 
 def require_some(scores: list[Tensor | None], method: str, missing: str) -> list[Tensor | None]:

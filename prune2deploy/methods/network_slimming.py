@@ -20,12 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prune2deploy.channels import Graph, Role
-from prune2deploy.methods.base import Context, Method, MethodOptions, require_some, scales
-
-
-def score(gamma: Tensor) -> Tensor:
-    """Return |gamma|, shape (channels,); comparable over the whole network."""
-    return gamma.abs()
+from prune2deploy.methods.base import Context, Method, MethodOptions, mean_scales
 
 
 def add_subgradient(gamma: nn.Parameter, penalty: float) -> None:
@@ -73,11 +68,7 @@ class NetworkSlimming(Method[NetworkSlimmingOptions]):
 
     def score(self, context: Context) -> list[Tensor | None]:
         """Mean of |gamma| over the batch norms of a group."""
-        scores: list[Tensor | None] = []
-        for group in context.graph.groups:
-            parts = [score(gamma).mean(dim=1) for gamma in scales(context, group)]
-            scores.append(torch.stack(parts).mean(dim=0) if parts else None)
-        return require_some(scores, self.name, "none has a batch norm with a scale")
+        return mean_scales(context, self.name)
 
 
 METHOD = NetworkSlimming

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prune2deploy.channels import Graph, Role
-from prune2deploy.methods.base import Context, Method, MethodOptions, require_some, scales
+from prune2deploy.methods.base import Context, Method, MethodOptions, mean_scales
 
 
 def regularizer(gamma: Tensor, t: float) -> Tensor:
@@ -74,7 +74,7 @@ class Polarization(Method[PolarizationOptions]):
         together = torch.cat([gamma.flatten() for gamma in self._gammas])
         return self.settings.penalty * regularizer(together, self.settings.t)
 
-    def after_step(self) -> None:
+    def after_step(self, lr: float) -> None:
         """Keep every scale in [0, 1]."""
         with torch.no_grad():
             for gamma in self._gammas:
@@ -82,11 +82,7 @@ class Polarization(Method[PolarizationOptions]):
 
     def score(self, context: Context) -> list[Tensor | None]:
         """Mean of |gamma| over the batch norms of a group."""
-        scores: list[Tensor | None] = []
-        for group in context.graph.groups:
-            parts = [gamma.abs().mean(dim=1) for gamma in scales(context, group)]
-            scores.append(torch.stack(parts).mean(dim=0) if parts else None)
-        return require_some(scores, self.name, "none has a batch norm with a scale")
+        return mean_scales(context, self.name)
 
 
 METHOD = Polarization

@@ -214,7 +214,7 @@ class _Run:
             self.engine.clip_gradients(self.wrapped, self.optimizer, self.settings.grad_clip)
         self.optimizer.step()
         if self.hooks is not None:
-            self.hooks.after_step()
+            self.hooks.after_step(float(self.optimizer.param_groups[0]["lr"]))
         return loss.detach()
 
     def loss(self, images: Tensor, targets: Any) -> Tensor:

@@ -19,8 +19,8 @@ class Hooks(Protocol):
     def after_backward(self) -> None:
         """Edit gradients, before they are clipped."""
 
-    def after_step(self) -> None:
-        """Edit weights, after the optimizer's step."""
+    def after_step(self, lr: float) -> None:
+        """Edit weights, after the optimizer's step with this learning rate."""
 
 
 @dataclass(frozen=True)

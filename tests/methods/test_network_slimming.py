@@ -9,7 +9,7 @@ from scoring import batches, make, scores_of
 from torch import nn
 
 from prune2deploy.channels import Graph, trace
-from prune2deploy.methods.network_slimming import add_subgradient, score
+from prune2deploy.methods.network_slimming import add_subgradient
 
 
 def test_the_subgradient_of_the_specification() -> None:
@@ -21,8 +21,12 @@ def test_the_subgradient_of_the_specification() -> None:
     torch.testing.assert_close(gamma.grad, torch.tensor([1e-4, -1e-4, 0.0]), rtol=0, atol=0)
 
 
-def test_the_score_is_the_size_of_the_scale() -> None:
-    assert score(torch.tensor([0.5, -0.75, 0.0])).tolist() == [0.5, 0.75, 0.0]
+def test_the_score_is_the_size_of_the_scale(mixed: Graph) -> None:
+    with torch.no_grad():
+        mixed.model.get_parameter("norm4.weight")[:3] = torch.tensor([0.5, -0.75, 0.0])
+    second = scores_of("network_slimming", mixed)[1]
+    assert second is not None
+    assert second[:3].tolist() == [0.5, 0.75, 0.0]
 
 
 def test_the_penalty_is_added_to_real_gradients(mixed: Graph) -> None:

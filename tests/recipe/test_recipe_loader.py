@@ -83,7 +83,10 @@ finetune: {epochs: 1, lr: 0.1, gamma: 0.5}
         ("options: {images: 3}", "unknown key."),
         ("images: 0", "should be greater than or equal to 1, found 0"),
         ("images: many", "should be a valid integer, found 'many'"),
-        ("penalty: 1.0", "is an option of network_slimming, oicsr and polarization, not of chip"),
+        (
+            "penalty: 1.0",
+            "is an option of network_slimming, oicsr, polarization and rsnli, not of chip",
+        ),
         ("bacth_size: 3", "unknown key. Did you mean 'batch_size'?"),
     ],
 )

@@ -132,7 +132,7 @@ class Recorder:
 
     def __init__(self, model):
         self.model = model
-        self.events = []
+        self.events, self.rates = [], []
 
     def extra_loss(self):
         self.events.append("loss")
@@ -143,8 +143,9 @@ class Recorder:
         assert self.model[0].weight.grad is not None
         self.before = self.model[0].weight.detach().clone()
 
-    def after_step(self):
+    def after_step(self, lr):
         self.events.append("step")
+        self.rates.append(lr)
         assert not torch.equal(self.before, self.model[0].weight)
 
 
@@ -153,6 +154,16 @@ def test_hooks_come_in_their_order_once_per_step(net, corners):
     hooks = Recorder(model)
     fit(model, TASK, corners(train=32), settings(epochs=1), hooks=hooks)
     assert hooks.events == ["loss", "backward", "step"] * 2
+
+
+def test_hooks_are_told_the_rate_of_the_step(net, corners):
+    model = net()
+    hooks = Recorder(model)
+    made = settings(
+        epochs=1, schedule="step", milestones=(0.5,), gamma=0.1, lr=0.2, warmup_epochs=0
+    )
+    fit(model, TASK, corners(train=32), made, hooks=hooks)
+    assert hooks.rates == pytest.approx([0.2, 0.02])
 
 
 def test_penalty_is_part_of_the_loss(net, corners):
@@ -176,7 +187,7 @@ def test_hooks_may_edit_gradients_and_weights(net, corners):
         def after_backward(self):
             self.model[6].weight.grad.zero_()
 
-        def after_step(self):
+        def after_step(self, lr):
             with torch.no_grad():
                 self.model[0].weight[3] = 0
 
@@ -200,7 +211,7 @@ def test_gradients_are_clipped_after_the_hooks(net, corners):
             for parameter in self.parameters:
                 parameter.grad.mul_(1e6)
 
-        def after_step(self):
+        def after_step(self, lr):
             pass
 
     model = net()
