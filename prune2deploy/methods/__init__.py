@@ -13,6 +13,7 @@ from prune2deploy.methods import (
     oicsr,
     polarization,
     rsnli,
+    sfp,
     taylor,
 )
 from prune2deploy.methods.base import Context, Method, MethodOptions, Normalisation
@@ -30,6 +31,7 @@ METHODS: dict[str, type[Method[Any]]] = {
         oicsr,
         polarization,
         rsnli,
+        sfp,
         taylor,
     )  # A to Z
 }

@@ -69,6 +69,25 @@ def _is_parameter(model: nn.Module, name: str) -> bool:
     return leaf in model.get_submodule(owner)._parameters
 
 
+@dataclass(frozen=True)
+class Step:
+    """Where a training stands after a step of its optimizer.
+
+    lr: learning rate of the step. number: of the step, from 1. total: steps of the training.
+    ends_epoch: whether the next step begins another pass over the data, or none follows.
+    """
+
+    lr: float
+    number: int
+    total: int
+    ends_epoch: bool
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, above 0, 1 after the last step."""
+        return self.number / self.total
+
+
 class Method(ABC, Generic[Options]):
     """One published method.
 
@@ -115,8 +134,8 @@ class Method(ABC, Generic[Options]):
     def after_backward(self) -> None:
         """Edit gradients, before clipping and the optimizer's step."""
 
-    def after_step(self, lr: float) -> None:
-        """Edit weights after the optimizer's step with this learning rate."""
+    def after_step(self, step: Step) -> None:
+        """Edit weights after the optimizer's step."""
 
 
 def rows(tensor: Tensor, slot: Slot) -> Tensor:

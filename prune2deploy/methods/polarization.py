@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prune2deploy.channels import Graph, Role
-from prune2deploy.methods.base import Context, Method, MethodOptions, mean_scales
+from prune2deploy.methods.base import Context, Method, MethodOptions, Step, mean_scales
 
 
 def regularizer(gamma: Tensor, t: float) -> Tensor:
@@ -74,7 +74,7 @@ class Polarization(Method[PolarizationOptions]):
         together = torch.cat([gamma.flatten() for gamma in self._gammas])
         return self.settings.penalty * regularizer(together, self.settings.t)
 
-    def after_step(self, lr: float) -> None:
+    def after_step(self, step: Step) -> None:
         """Keep every scale in [0, 1]."""
         with torch.no_grad():
             for gamma in self._gammas:

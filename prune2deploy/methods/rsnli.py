@@ -28,7 +28,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prune2deploy.channels import Graph, Role
-from prune2deploy.methods.base import Context, Method, MethodOptions, mean_scales
+from prune2deploy.methods.base import Context, Method, MethodOptions, Step, mean_scales
 
 
 def soft_threshold(values: Tensor, by: Tensor) -> Tensor:
@@ -86,11 +86,11 @@ class Rsnli(Method[RsnliOptions]):
                 vector[torch.from_numpy(slot.index.reshape(-1)).to(vector.device)] = cost
         self._gammas = tuple((graph.model.get_parameter(n), cost) for n, cost in costs.items())
 
-    def after_step(self, lr: float) -> None:
+    def after_step(self, step: Step) -> None:
         """Shrink every scale by lr * penalty * cost."""
         with torch.no_grad():
             for gamma, cost in self._gammas:
-                gamma.copy_(soft_threshold(gamma, lr * self.settings.penalty * cost))
+                gamma.copy_(soft_threshold(gamma, step.lr * self.settings.penalty * cost))
 
     def score(self, context: Context) -> list[Tensor | None]:
         """Mean of |gamma| over the batch norms of a group."""

@@ -16,6 +16,7 @@ from prune2deploy import progress
 from prune2deploy.data import DataSource, Loader
 from prune2deploy.data.order import seed_from
 from prune2deploy.errors import TrainingError
+from prune2deploy.methods.base import Step
 from prune2deploy.train.engine import Engine, placed
 from prune2deploy.train.evaluation import evaluate, map_tensors
 from prune2deploy.train.history import EpochRecord, History
@@ -115,9 +116,9 @@ class _Run:
         self.teacher = teacher
         self.seed = seed
         self.wrapped, self.optimizer = engine.setup(model)
-        steps_per_epoch = len(self.loader(0))
-        self.total_steps = max(1, round(settings.epochs * steps_per_epoch))
-        self.warmup_steps = round(settings.warmup_epochs * steps_per_epoch)
+        self.epoch_steps = len(self.loader(0))
+        self.total_steps = max(1, round(settings.epochs * self.epoch_steps))
+        self.warmup_steps = round(settings.warmup_epochs * self.epoch_steps)
         self.step_number = 0
         self.good = weights_of(model)
 
@@ -214,8 +215,14 @@ class _Run:
             self.engine.clip_gradients(self.wrapped, self.optimizer, self.settings.grad_clip)
         self.optimizer.step()
         if self.hooks is not None:
-            self.hooks.after_step(float(self.optimizer.param_groups[0]["lr"]))
+            self.hooks.after_step(self.where())
         return loss.detach()
+
+    def where(self) -> Step:
+        """Return where the training stands, after a step."""
+        number, total = self.step_number, self.total_steps
+        last = number == total or number % self.epoch_steps == 0
+        return Step(float(self.optimizer.param_groups[0]["lr"]), number, total, last)
 
     def loss(self, images: Tensor, targets: Any) -> Tensor:
         """Return the loss with the teacher's part and the method's penalty."""

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from prune2deploy.errors import TrainingError
+from prune2deploy.methods.base import Step
 
 
 class Hooks(Protocol):
@@ -19,8 +20,8 @@ class Hooks(Protocol):
     def after_backward(self) -> None:
         """Edit gradients, before they are clipped."""
 
-    def after_step(self, lr: float) -> None:
-        """Edit weights, after the optimizer's step with this learning rate."""
+    def after_step(self, step: Step) -> None:
+        """Edit weights, after the optimizer's step."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from prune2deploy.channels import Graph
 from prune2deploy.methods import METHODS, Context, Method
+from prune2deploy.methods.base import Step
 
 
 def make(name: str, **options: Any) -> Method[Any]:
@@ -30,6 +31,11 @@ def losses(model: nn.Module, count: int, size: int) -> Iterator[Tensor]:
     dtype = next(model.parameters()).dtype
     for images in batches(count, size):
         yield F.cross_entropy(model(images.to(dtype)), torch.arange(len(images)) % 4)
+
+
+def step(lr: float = 0.1, number: int = 1, total: int = 1, ends_epoch: bool = False) -> Step:
+    """Where a training stands, for hooks that ask."""
+    return Step(lr, number, total, ends_epoch)
 
 
 def scores_of(name: str, graph: Graph, **options: Any) -> list[Tensor | None]:

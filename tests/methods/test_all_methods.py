@@ -15,6 +15,7 @@ from prune2deploy import methods
 from prune2deploy.channels import Graph, Group, trace
 from prune2deploy.errors import MethodError
 from prune2deploy.methods import METHODS, Context
+from prune2deploy.methods.base import Step
 
 NAMES = sorted(METHODS)
 
@@ -123,7 +124,7 @@ def test_training_with_the_hooks_stays_finite(name: str, mixed: Graph) -> None:
     model = mixed.model.train()
     method.attach(mixed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    for images in batches(12, 4):
+    for number, images in enumerate(batches(12, 4), 1):
         optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(model(images), torch.arange(len(images)) % 4)
         extra = method.extra_loss()
@@ -134,7 +135,7 @@ def test_training_with_the_hooks_stays_finite(name: str, mixed: Graph) -> None:
         loss.backward()
         method.after_backward()
         optimizer.step()
-        method.after_step(0.01)
+        method.after_step(Step(0.01, number, 3, ends_epoch=number == 3))
     assert all(p.isfinite().all() for p in model.parameters())
     hooks = ("extra_loss", "after_backward", "after_step")
     learns = any(getattr(type(method), h) is not getattr(methods.Method, h) for h in hooks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scoring import batches, make, scores_of
+from scoring import batches, make, scores_of, step
 from torch import nn
 
 from prune2deploy.channels import Graph, trace
@@ -49,7 +49,7 @@ def test_scales_stay_between_zero_and_one(mixed: Graph) -> None:
     with torch.no_grad():
         mixed.model.get_parameter("norm1.weight")[:3] = torch.tensor([-0.5, 0.25, 1.5])
         mixed.model.get_parameter("norm1.bias")[0] = -3.0
-    method.after_step(0.1)
+    method.after_step(step())
     assert mixed.model.get_parameter("norm1.weight")[:3].tolist() == [0.0, 0.25, 1.0]
     assert mixed.model.get_parameter("norm1.bias")[0] == -3.0
 
@@ -70,7 +70,7 @@ def test_training_parts_the_scales_where_l1_would_shrink_them_all() -> None:
             (loss if extra is None else loss + extra).backward()
             method.after_backward()
             optimizer.step()
-            method.after_step(0.1)
+            method.after_step(step())
         return model[1].weight.detach().abs()
 
     parted = trained("polarization", penalty=0.2, t=1.0)

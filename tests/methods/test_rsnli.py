@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scoring import batches, make, scores_of
+from scoring import batches, make, scores_of, step
 from torch import nn
 
 from prune2deploy.channels import Graph, trace
@@ -44,7 +44,7 @@ def test_each_scale_shrinks_by_rate_penalty_and_cost() -> None:
     method = make("rsnli", penalty=0.6)
     method.attach(traced(model))
     biases = [model[n].bias.detach().clone() for n in (1, 4)]
-    method.after_step(0.1)
+    method.after_step(step(0.1))
     expected = 0.5 - 0.1 * 0.6 * 31 / 24
     torch.testing.assert_close(model[1].weight.detach(), torch.full((8,), expected))
     assert model[4].weight.tolist() == [0, 0, 0, 0]
@@ -57,7 +57,7 @@ def test_scales_of_frozen_channels_stay() -> None:
     )
     method = make("rsnli", penalty=100.0)
     method.attach(trace(model, torch.randn(2, 3, 8, 8)))
-    method.after_step(0.1)
+    method.after_step(step(0.1))
     assert not model[1].weight.any()
     assert model[3].weight.tolist() == [1, 1, 1, 1]
 
@@ -74,7 +74,7 @@ def test_training_brings_scales_to_exactly_zero_and_keeps_useful_ones() -> None:
             loss = nn.functional.cross_entropy(model(images).mean((2, 3)), torch.arange(8) % 2)
             loss.backward()
             optimizer.step()
-            method.after_step(0.1)
+            method.after_step(step(0.1))
         scores = [s for s in scores_of("rsnli", traced(model)) if s is not None]
         zeros.append(sum(int((s == 0).sum()) for s in scores))
     assert zeros[0] == 0

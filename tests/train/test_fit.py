@@ -132,7 +132,7 @@ class Recorder:
 
     def __init__(self, model):
         self.model = model
-        self.events, self.rates = [], []
+        self.events, self.steps = [], []
 
     def extra_loss(self):
         self.events.append("loss")
@@ -143,9 +143,9 @@ class Recorder:
         assert self.model[0].weight.grad is not None
         self.before = self.model[0].weight.detach().clone()
 
-    def after_step(self, lr):
+    def after_step(self, step):
         self.events.append("step")
-        self.rates.append(lr)
+        self.steps.append(step)
         assert not torch.equal(self.before, self.model[0].weight)
 
 
@@ -156,14 +156,19 @@ def test_hooks_come_in_their_order_once_per_step(net, corners):
     assert hooks.events == ["loss", "backward", "step"] * 2
 
 
-def test_hooks_are_told_the_rate_of_the_step(net, corners):
+def test_hooks_are_told_where_the_training_stands(net, corners):
     model = net()
     hooks = Recorder(model)
-    made = settings(
-        epochs=1, schedule="step", milestones=(0.5,), gamma=0.1, lr=0.2, warmup_epochs=0
-    )
+    # Two steps in an epoch, and half an epoch at the end.
+    made = settings(epochs=1.5, schedule="step", milestones=(0.5,), gamma=0.1, lr=0.2)
     fit(model, TASK, corners(train=32), made, hooks=hooks)
-    assert hooks.rates == pytest.approx([0.2, 0.02])
+    assert [(s.number, s.total, s.ends_epoch) for s in hooks.steps] == [
+        (1, 3, False),
+        (2, 3, True),
+        (3, 3, True),
+    ]
+    assert [s.lr for s in hooks.steps] == pytest.approx([0.2, 0.2, 0.02])
+    assert hooks.steps[1].progress == pytest.approx(2 / 3)
 
 
 def test_penalty_is_part_of_the_loss(net, corners):
@@ -187,7 +192,7 @@ def test_hooks_may_edit_gradients_and_weights(net, corners):
         def after_backward(self):
             self.model[6].weight.grad.zero_()
 
-        def after_step(self, lr):
+        def after_step(self, step):
             with torch.no_grad():
                 self.model[0].weight[3] = 0
 
@@ -211,7 +216,7 @@ def test_gradients_are_clipped_after_the_hooks(net, corners):
             for parameter in self.parameters:
                 parameter.grad.mul_(1e6)
 
-        def after_step(self, lr):
+        def after_step(self, step):
             pass
 
     model = net()

@@ -70,7 +70,7 @@ def test_weights_that_a_finite_loss_left_infinite_are_not_good(net, corners):
         def after_backward(self):
             pass
 
-        def after_step(self, lr):
+        def after_step(self, step):
             self.steps += 1
             if self.steps == 8:
                 with torch.no_grad():
@@ -101,7 +101,7 @@ def test_last_step_may_not_leave_infinite_weights(net, corners):
         def after_backward(self):
             pass
 
-        def after_step(self, lr):
+        def after_step(self, step):
             with torch.no_grad():
                 model[6].bias.fill_(float("nan"))
 
