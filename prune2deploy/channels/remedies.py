@@ -137,15 +137,17 @@ class Remedies:
             for way in range(division.ways):
                 if (choice, way) not in tried:
                     decisions = {**found.state.decisions, choice: way}
-                    # Ties were found for the way that did not do; what still needs one gets it.
+                    # Ties were found for the way that did not do, and may stand in the way of this
+                    # one; what still needs a tie gets it again.
                     kinds = {type(module) for module in choice[0].modules}
-                    ties = tuple(tie for tie in found.state.ties if tie.kind not in kinds)
-                    state = replace(found.state, decisions=decisions, tried=tried, ties=ties)
-                    # Lines that divide what is multiplied with it have to go along.
-                    state = self._bench.without_stuck_axes(state)
-                    # A way that freezes everything there is no other way.
-                    if choice not in self._bench.build(state).stuck():
-                        yield state
+                    fewer = tuple(tie for tie in found.state.ties if tie.kind not in kinds)
+                    for ties in dict.fromkeys((found.state.ties, fewer)):
+                        state = replace(found.state, decisions=decisions, tried=tried, ties=ties)
+                        # Lines that divide what is multiplied with it have to go along.
+                        state = self._bench.without_stuck_axes(state)
+                        # A way that freezes everything there is no other way.
+                        if choice not in self._bench.build(state).stuck():
+                            yield state
 
     def refused(self, found: Found) -> Iterator[State]:
         """What such a line divides stays whole."""
