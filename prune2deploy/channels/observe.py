@@ -25,6 +25,7 @@ from prune2deploy.channels.forward import (
     mode_kept,
     operator_name,
     output_tensors,
+    randomness_kept,
     to_meta,
 )
 from prune2deploy.channels.labels import tensors_of
@@ -186,7 +187,7 @@ def observe(mode: TraceMode, subject: Subject, train_too: bool | None) -> bool:
     if train_too:
         tracer.forget_results(tensors_of(subject.model))
         tracer.recording_sites = False
-        with buffers_kept(subject.model), torch.random.fork_rng([]):
+        with buffers_kept(subject.model), randomness_kept():
             watch(mode, _doubled(subject), training=True)
     return train_too
 
@@ -220,7 +221,7 @@ def watch(mode: TraceMode, subject: Subject, training: bool = False) -> Any:
 
 def _runs_in_train_mode(subject: Subject) -> bool:
     try:
-        with buffers_kept(subject.model), torch.random.fork_rng([]):
+        with buffers_kept(subject.model), randomness_kept():
             watch(TraceMode(Tracer()), _doubled(subject), training=True)
     except Exception as err:  # a model's own code may raise anything
         log.warning("The forward pass fails in train mode, so it was left out: %s", err)

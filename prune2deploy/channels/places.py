@@ -93,8 +93,9 @@ def _place(frames: Iterator[tuple[FrameType, int]]) -> Place:
         code = frame.f_code
         file = code.co_filename
         if _is_ours(file):
-            if inner is not None:
+            if line is not None or modules:
                 break  # the trace's own call of the model: what lies further out is the user's
+            inner = None  # PyTorch computes some shapes in Python, inside the operator
             continue
         if _is_machinery(file):
             continue

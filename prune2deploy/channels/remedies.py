@@ -80,14 +80,11 @@ class Remedies:
                         yield state
 
     def _still_cut(self, found: Found, tied: Found, ids: NodeIds) -> bool:
-        """Whether what was tied is cut in the next trial; else that would prove nothing."""
-        assert found.problem is not None
-        if tied.left(ids) < len(ids):
-            return True
-        if (picked(tied.channel, ids) == FIXED).all():
-            return False
-        problem = self._bench.problem(tied, pairs=True)
-        return problem is None or problem.step > found.problem.step
+        """Whether what was tied is cut in the next trial; else that would prove nothing.
+
+        So ties that leave two channels are never made: cut to one, they carry no labels.
+        """
+        return tied.left(ids) < len(ids)
 
     def _ways_to_tie(
         self,

@@ -13,6 +13,7 @@ it should. What can mend it is tried in this order, and kept if the next trial g
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -21,6 +22,7 @@ from prune2deploy.channels.observe import Subject
 from prune2deploy.channels.remedies import Remedies, reason_of
 from prune2deploy.channels.state import Found, State
 from prune2deploy.channels.tracer import Tracer
+from prune2deploy.channels.trial import turns
 from prune2deploy.channels.workbench import Workbench
 
 _FEW = 8
@@ -51,19 +53,32 @@ class Search:
         }
 
     def settle(self) -> Found:
-        """Mend one problem after the other until the trial finds none."""
-        found = self._bench.attempt(self._bench.without_stuck_axes(State()))
+        """Mend one problem after the other until no trial finds any."""
+        found = self._without_problem(self._bench.attempt(self._bench.without_stuck_axes(State())))
+        turn = 1
+        while turn < turns(found.groups):
+            tried = self._bench.attempt(replace(found.state, turn=turn))
+            turn += 1
+            if tried.problem is not None:
+                # What mends it may leave other groups, so the trials begin again.
+                mended = self._without_problem(tried).state
+                found = self._without_problem(self._bench.attempt(replace(mended, turn=0)))
+                turn = 1
+        return self._pairs_tried(found)
+
+    def _without_problem(self, found: Found) -> Found:
+        """Mend until the trial of the state's turn finds nothing."""
         while found.problem is not None:
             better = self._mended(found, tuple(self._then))
             found = (
                 better if better is not None else self._bench.attempt(self._remedies.frozen(found))
             )
-        return self._pairs_tried(found)
+        return found
 
     def _pairs_tried(self, found: Found) -> Found:
         """Groups of two channels are cut to one in a trial of their own, or frozen."""
         while any(g.size == 2 for g in found.groups):
-            problem = self._bench.problem(found, pairs=True)
+            problem = self._bench.problem_of_pairs(found)
             if problem is None:
                 break
             pairs = [n for n, g in enumerate(found.groups) if g.size == 2]

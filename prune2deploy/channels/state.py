@@ -55,6 +55,7 @@ class State:
     decisions: which way a line divides; tried: ways that did not do.
     ties: what shrinks alike.
     frozen: nodes of the whole model that stay, and why.
+    turn: which of the trials that tell groups apart.
     """
 
     decisions: Mapping[Choice, int] = field(default_factory=dict)
@@ -63,6 +64,7 @@ class State:
     recipes: tuple[Recipe, ...] = ()
     ties: tuple[Tie, ...] = ()
     frozen: tuple[FreezeRecord, ...] = ()
+    turn: int = 0
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +27,8 @@ from prune2deploy.channels.places import NOWHERE, Place, place_of, raising_frame
 from prune2deploy.channels.plan import Plan
 from prune2deploy.channels.tracer import Step, Tracer
 
-_SHARES = (0.5, 0.75, 0.6, 0.85, 0.4, 0.7, 0.55)
-"""Shares kept in a trial: groups next to each other get different ones, so that a length that
-follows the wrong group shows."""
+_LARGE = 12
+"""Of groups from this size a tenth goes at least in trials."""
 
 
 @dataclass(frozen=True)
@@ -66,22 +67,73 @@ _PARTS = (
 _BRANCH = "If what runs there does not depend on the width, it can be cut"
 
 
-def uneven(groups: Sequence[Group], pairs: bool) -> list[IndexTable]:
-    """Kept channels for a trial: irregular, and of a different share in each group.
+def counts_to_try(size: int) -> list[int]:
+    """How many of a group's channels may stay in a trial, in a mixed order.
 
-    At least two stay, since a dimension of length 1 shows nothing; so a group of two is
-    left whole, unless `pairs`: then only those are cut.
+    At least two, since a dimension of length 1 shows nothing; so a group of two has none.
     """
-    random = np.random.default_rng(0)
+    low, high = max(2, round(0.35 * size)), size if size < _LARGE else round(0.9 * size)
+    mixed = np.random.default_rng(size).permutation(np.arange(low, high))
+    # Two and three last: they are what models' code is full of, and would be taken for it.
+    return sorted((int(n) for n in mixed), key=lambda n: n < 4)
+
+
+def _first_counts(groups: Sequence[Group]) -> list[tuple[int, int]]:
+    """Per group how many channels stay in the first trial, and how many before it kept that share.
+
+    What the code ties shows only where lengths differ, so each group gets the share that fewest
+    others have: of one size, and also of several, as heads and the embedding they are made of.
+    """
+    used: Counter[Fraction] = Counter()
+    found = []
+    for group in groups:
+        ways = counts_to_try(group.size) or [group.size]
+        count = min(ways, key=lambda n: used[Fraction(n, group.size)])
+        share = Fraction(count, group.size)
+        found.append((count, used[share]))
+        used[share] += 1
+    return found
+
+
+def turns(groups: Sequence[Group]) -> int:
+    """Trials it takes until no two groups were cut to equal shares in all of them."""
+    most = 1
+    for group, (_, place) in zip(groups, _first_counts(groups), strict=True):
+        ways, digits = len(counts_to_try(group.size)), 0
+        while ways and (ways + 1) ** digits <= place:
+            digits += 1
+        most = max(most, 1 + digits)
+    return most
+
+
+def uneven(groups: Sequence[Group], turn: int = 0) -> list[IndexTable]:
+    """Kept channels for a trial: irregular, and of different shares.
+
+    turn: of several trials. In the first every group is cut that can be; in others some stay
+        whole, which tells more groups apart.
+    """
+    random = np.random.default_rng(turn)
     kept = []
-    for number, group in enumerate(groups):
-        if pairs:
-            kept.append(np.arange(1 if group.size == 2 else group.size))
-            continue
-        wanted = round(group.size * _SHARES[number % len(_SHARES)])
-        count = min(max(wanted, 2), max(group.size - 1, 2))
+    for group, (first, place) in zip(groups, _first_counts(groups), strict=True):
+        count, ways = first, counts_to_try(group.size)
+        if turn and ways:
+            digit = place // (len(ways) + 1) ** (turn - 1) % (len(ways) + 1)
+            count = [*ways, group.size][digit]
         kept.append(np.sort(random.choice(group.size, count, replace=False)))
     return kept
+
+
+def pairs_to_one(groups: Sequence[Group]) -> Iterator[list[IndexTable]]:
+    """Kept channels for trials in which groups of two, and only those, are cut to one.
+
+    First all of them; then half of them, in so many ways that each two are once apart.
+    """
+    pairs = [number for number, group in enumerate(groups) if group.size == 2]
+    if not pairs:
+        return
+    for bit in range(-1, (len(pairs) - 1).bit_length()):
+        cut_now = {n for place, n in enumerate(pairs) if bit < 0 or place >> bit & 1}
+        yield [np.arange(1 if n in cut_now else g.size) for n, g in enumerate(groups)]
 
 
 def find_problem(

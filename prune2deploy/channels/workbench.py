@@ -11,11 +11,11 @@ from torch import nn
 from prune2deploy.channels.groups import build_groups
 from prune2deploy.channels.labels import FreezeRecord, NodeIds, tensors_of
 from prune2deploy.channels.observe import Subject, TraceMode, observe
-from prune2deploy.channels.plan import Follower, plan_from_kept
+from prune2deploy.channels.plan import Follower, Plan, plan_from_kept
 from prune2deploy.channels.reference import reference_trace
 from prune2deploy.channels.state import Found, Source, State, lengths_of, picked
 from prune2deploy.channels.tracer import Sight, Tracer
-from prune2deploy.channels.trial import Problem, find_problem, uneven
+from prune2deploy.channels.trial import Problem, find_problem, pairs_to_one, uneven
 
 _REMEMBERED = 4
 """Traces of the whole model, under different decisions, that are kept."""
@@ -66,7 +66,7 @@ class Workbench:
         component = nodes.components()
         groups, frozen, channel = build_groups(nodes, component, tracer.sites, self._stay)
         followers = self._followers(state, tracer, channel)
-        kept = uneven(groups, pairs=False)
+        kept = uneven(groups, state.turn)
         plan = plan_from_kept(groups, kept, self._shapes, (), followers)
         return Found(
             state, tracer, component, tuple(groups), tuple(frozen), channel, followers, plan
@@ -78,12 +78,20 @@ class Workbench:
         found = self.build(state)
         return replace(found, problem=self.problem(found))
 
-    def problem(self, found: Found, pairs: bool = False) -> Problem | None:
-        """The first problem when channels are cut; pairs: when groups of two are."""
-        plan = found.plan
-        if pairs:
-            kept = uneven(found.groups, pairs=True)
+    def problem(self, found: Found) -> Problem | None:
+        """The first problem when channels are cut."""
+        return self._problem(found, found.plan, labels_too=True)
+
+    def problem_of_pairs(self, found: Found) -> Problem | None:
+        """The first problem when groups of two are cut to one, whose dimension has no labels."""
+        for kept in pairs_to_one(found.groups):
             plan = plan_from_kept(found.groups, kept, self._shapes, (), found.followers)
+            problem = self._problem(found, plan, labels_too=False)
+            if problem is not None:
+                return problem
+        return None
+
+    def _problem(self, found: Found, plan: Plan, labels_too: bool) -> Problem | None:
         if plan.removes_nothing:
             return None
         expected = found.tracer
@@ -91,7 +99,7 @@ class Workbench:
             # With values, what runs may depend on them; so both sides must have the same.
             expected = reference_trace(self.subject, plan, found.tracer, self._train_too)
         return find_problem(
-            self.subject, plan, expected, found.component, self._train_too, labels_too=not pairs
+            self.subject, plan, expected, found.component, self._train_too, labels_too
         )
 
     def without_stuck_axes(self, state: State) -> State:

@@ -300,7 +300,7 @@ def dense(net: nn.Module, x: Tensor) -> Tensor:
     return head
 
 
-def test_sixty_densely_connected_layers_take_a_trace_and_a_trial(
+def test_sixty_densely_connected_layers_take_a_few_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # There are 2 ** 60 paths through it.
@@ -309,15 +309,16 @@ def test_sixty_densely_connected_layers_take_a_trace_and_a_trial(
     graph = trace(model, torch.randn(1, 3, 4, 4))
     sizes = {g.name: g.size for g in graph.groups}
     assert sizes == {"stem": 8, **{f"layers.{n}": 3 for n in range(60)}}
-    assert forward_runs(model, torch.randn(1, 3, 4, 4), monkeypatch) <= 3
+    # A trace, and as many trials as tell 60 groups of one size apart.
+    assert forward_runs(model, torch.randn(1, 3, 4, 4), monkeypatch) <= 2 + 6
 
 
-def test_three_hundred_layers_take_a_trace_and_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_three_hundred_layers_take_a_few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     widths = [3, *(4 + n % 3 for n in range(299)), 2]
     layers = nn.Sequential(*[nn.Conv2d(a, b, 1) for a, b in pairwise(widths)])
     model = Net(lambda net, x: net.layers(x), layers=layers)
     assert len(trace(model, torch.randn(1, 3, 4, 4)).groups) == 299
-    assert forward_runs(model, torch.randn(1, 3, 4, 4), monkeypatch) <= 3
+    assert forward_runs(model, torch.randn(1, 3, 4, 4), monkeypatch) <= 2 + 8
 
 
 # Nothing is shared between two models.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 from networks import assert_groups
 from torch import Tensor, nn
 
 from prune2deploy.channels import cut
 from prune2deploy.channels.tracer import Tracer
+from prune2deploy.channels.trial import turns, uneven
 
 
 class Windows(nn.Module):
@@ -64,3 +68,65 @@ def test_a_narrow_model_that_went_another_way_has_no_way_to_be_told() -> None:
     assert tracer.choose_axis("view", [rows, rows.T]) == 1
     (record,) = tracer.nodes.frozen
     assert np.array_equal(record.ids, np.arange(6))
+
+
+def test_two_widths_that_the_code_ties_are_found_however_alike_they_are() -> None:
+    # Both parts could only be cut to 2 of 3, and then their lengths would be equal by accident.
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c = 3
+            self.both = nn.Conv2d(3, 6, 1)
+            self.middle = nn.Conv2d(3, 4, 1)
+            self.head = nn.Conv2d(7, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = self.both(x).split((self.c, self.c), 1)
+            result: Tensor = self.head(torch.cat([a, self.middle(b.relu())], 1))
+            return result
+
+    graph = assert_groups(Halves(), torch.randn(2, 3, 4, 4), {"both": 3, "middle": 4})
+    rows = next(s for s in graph.groups[0].slots if s.tensor == "both.weight")
+    assert rows.index.tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_no_tie_is_made_that_leaves_two_channels() -> None:
+    # 24 hidden channels and 48 of the projections would shrink alike by accident, and cut to one
+    # of two they would give wrong numbers.
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.proj = nn.Linear(16, 48), nn.Linear(16, 16)
+            self.up, self.down = nn.Linear(16, 24), nn.Linear(24, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            n, tokens, _ = x.shape
+            q, k, v = self.qkv(x).reshape(n, tokens, 3, 4, -1).permute(2, 0, 3, 1, 4)
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v, scale=0.5)
+            x = x + self.proj(mixed.transpose(1, 2).reshape(n, tokens, -1))
+            result: Tensor = x + self.down(nn.functional.gelu(self.up(x)))
+            return result
+
+    model = nn.Sequential(nn.Linear(16, 16), Block(), nn.Linear(16, 3))
+    assert_groups(model, torch.randn(2, 6, 16), {"0": 16, "1.qkv": 4, "1.up": 24})
+
+
+class Group:
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
+@pytest.mark.parametrize("sizes", [[3] * 9, [32] * 98, [16, 4, 4, 8, 2, 2, 2], [256] * 36])
+def test_each_two_groups_are_cut_to_unequal_shares_in_some_trial(sizes: list[int]) -> None:
+    groups: Any = [Group(size) for size in sizes]
+    shares = np.array(
+        [
+            [len(kept) / size for kept, size in zip(uneven(groups, turn), sizes, strict=True)]
+            for turn in range(turns(groups))
+        ]
+    )
+    cut_at_all = [n for n, size in enumerate(sizes) if size > 2]
+    assert (shares[0, cut_at_all] < 1).all()
+    codes = {tuple(shares[:, n]) for n in cut_at_all}
+    assert len(codes) == len(cut_at_all)
+    assert all(len(kept) > 1 for kept in uneven(groups))

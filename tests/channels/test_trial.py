@@ -57,7 +57,7 @@ def test_a_cut_that_runs_and_gives_other_numbers_is_found() -> None:
     graph = trace(model, torch.randn(2, 3, 4, 4))
     assert graph.groups == ()
     (reason,) = (f.reason for f in graph.frozen if f.name == "a")
-    assert "a number in aten.div changes with the width, from 8 to 4" in reason
+    assert "a number in aten.div changes with the width, from 8 to 6" in reason
     assert "computed once, in __init__, and kept in an attribute, it can be cut" in reason
 
 
