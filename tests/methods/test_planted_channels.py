@@ -66,8 +66,9 @@ def test_l1_takes_the_scaled_filter_because_it_ignores_the_norm(planted: Graph) 
     assert order("l1", planted)[0][0] == SCALED
 
 
-def test_l2_takes_the_scaled_filter_too(planted: Graph) -> None:
-    assert order("l2", planted)[0][0] == SCALED
+@pytest.mark.parametrize("name", ["l2", "sfp"])
+def test_other_norms_take_the_scaled_filter_too(name: str, planted: Graph) -> None:
+    assert order(name, planted)[0][0] == SCALED
 
 
 def test_fpgm_takes_a_copy_or_the_filter_in_the_middle(planted: Graph) -> None:
@@ -84,8 +85,9 @@ def test_taylor_takes_the_dead_channel_that_no_gradient_passes(planted: Graph) -
     assert scores[SCALED] > scores.max() / 1e3
 
 
-def test_network_slimming_takes_the_constant_because_its_scale_is_zero(planted: Graph) -> None:
-    first, scores = order("network_slimming", planted)
+@pytest.mark.parametrize("name", ["network_slimming", "polarization", "rsnli"])
+def test_scales_take_the_constant_because_its_own_is_zero(name: str, planted: Graph) -> None:
+    first, scores = order(name, planted)
     assert first[0] == CONSTANT
     assert scores[CONSTANT] == 0
 
