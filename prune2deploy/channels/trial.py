@@ -8,6 +8,7 @@ were computed from a width, and it needs no values, so it runs on the meta devic
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import Counter
@@ -67,6 +68,7 @@ _PARTS = (
 _BRANCH = "If what runs there does not depend on the width, it can be cut"
 
 
+@functools.cache
 def counts_to_try(size: int) -> list[int]:
     """How many of a group's channels may stay in a trial, in a mixed order.
 
@@ -88,7 +90,9 @@ def _first_counts(groups: Sequence[Group]) -> list[tuple[int, int]]:
     found = []
     for group in groups:
         ways = counts_to_try(group.size) or [group.size]
-        count = min(ways, key=lambda n: used[Fraction(n, group.size)])
+        # The first that nobody has, if there is one: wide layers have a thousand.
+        unused = (n for n in ways if not used[Fraction(n, group.size)])
+        count = next(unused, None) or min(ways, key=lambda n: used[Fraction(n, group.size)])
         share = Fraction(count, group.size)
         found.append((count, used[share]))
         used[share] += 1

@@ -170,6 +170,18 @@ def scales(context: Context, group: Group) -> list[Tensor]:
     return [rows(context.tensor(s.tensor), s) for s in group.of_role(Role.SCALE)]
 
 
+def scale_parameters(graph: Graph) -> tuple[nn.Parameter, ...]:
+    """Batch-norm scales of channels that can go, each once, in the order of the model."""
+    names = {s.tensor: None for g in graph.groups for s in g.of_role(Role.SCALE)}
+    return tuple(graph.model.get_parameter(name) for name in names)
+
+
+def weight_slots(graph: Graph, group: Group, *roles: Role) -> list[Slot]:
+    """A group's slots of these roles in weights; biases and norms are vectors and left out."""
+    slots = [slot for role in roles for slot in group.of_role(role)]
+    return [slot for slot in slots if len(graph.shapes[slot.tensor]) > 1]
+
+
 def mean_scales(context: Context, method: str) -> list[Tensor | None]:
     """Score every group by |gamma|, the mean of its batch norms where it has several.
 

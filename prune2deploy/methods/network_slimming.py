@@ -19,8 +19,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from prune2deploy.channels import Graph, Role
-from prune2deploy.methods.base import Context, Method, MethodOptions, mean_scales
+from prune2deploy.channels import Graph
+from prune2deploy.methods.base import Context, Method, MethodOptions, mean_scales, scale_parameters
 
 
 def add_subgradient(gamma: nn.Parameter, penalty: float) -> None:
@@ -58,8 +58,7 @@ class NetworkSlimming(Method[NetworkSlimmingOptions]):
 
     def attach(self, graph: Graph) -> None:
         """Find the scales of channels that can go."""
-        names = {s.tensor: None for g in graph.groups for s in g.of_role(Role.SCALE)}
-        self._gammas = tuple(graph.model.get_parameter(name) for name in names)
+        self._gammas = scale_parameters(graph)
 
     def after_backward(self) -> None:
         """Push every scale towards zero."""

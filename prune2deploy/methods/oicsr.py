@@ -21,7 +21,14 @@ from torch import Tensor, nn
 
 from prune2deploy.channels import Graph, Group, Role, Slot
 from prune2deploy.errors import MethodError
-from prune2deploy.methods.base import Context, Method, MethodOptions, require_some, rows
+from prune2deploy.methods.base import (
+    Context,
+    Method,
+    MethodOptions,
+    require_some,
+    rows,
+    weight_slots,
+)
 
 
 def energy(parts: list[Tensor]) -> Tensor:
@@ -108,9 +115,7 @@ class Oicsr(Method[OicsrOptions]):
 
 
 def _weights(graph: Graph, group: Group) -> list[Slot]:
-    """Slots in weights; biases and norms have no part in the vector."""
-    both = group.of_role(Role.PRODUCER) + group.of_role(Role.CONSUMER)
-    return [slot for slot in both if len(graph.shapes[slot.tensor]) > 1]
+    return weight_slots(graph, group, Role.PRODUCER, Role.CONSUMER)
 
 
 METHOD = Oicsr

@@ -20,8 +20,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from prune2deploy.channels import Graph, Role
-from prune2deploy.methods.base import Context, Method, MethodOptions, Step, mean_scales
+from prune2deploy.channels import Graph
+from prune2deploy.methods.base import (
+    Context,
+    Method,
+    MethodOptions,
+    Step,
+    mean_scales,
+    scale_parameters,
+)
 
 
 def regularizer(gamma: Tensor, t: float) -> Tensor:
@@ -64,8 +71,7 @@ class Polarization(Method[PolarizationOptions]):
 
     def attach(self, graph: Graph) -> None:
         """Find the scales of channels that can go."""
-        names = {s.tensor: None for g in graph.groups for s in g.of_role(Role.SCALE)}
-        self._gammas = tuple(graph.model.get_parameter(name) for name in names)
+        self._gammas = scale_parameters(graph)
 
     def extra_loss(self) -> Tensor | None:
         """penalty * R over all scales together."""

@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from prune2deploy.channels import Graph, Group, Role, Slot
+from prune2deploy.channels import Graph, Role, Slot
 from prune2deploy.methods.base import (
     Context,
     Method,
@@ -33,6 +33,7 @@ from prune2deploy.methods.base import (
     filters,
     require_some,
     rows,
+    weight_slots,
 )
 
 
@@ -75,7 +76,9 @@ class Sfp(Method[SfpOptions]):
     def attach(self, graph: Graph) -> None:
         """Find the filters of channels that can go."""
         self._model = graph.model
-        self._groups = tuple(tuple(_filter_slots(graph, group)) for group in graph.groups)
+        self._groups = tuple(
+            tuple(weight_slots(graph, group, Role.PRODUCER)) for group in graph.groups
+        )
 
     def after_step(self, step: Step) -> None:
         """Zero the smallest filters of every group at the end of an epoch."""
@@ -97,10 +100,6 @@ class Sfp(Method[SfpOptions]):
             parts = filters(context, group)
             scores.append(torch.cat(parts, dim=1).norm(dim=1) if parts else None)
         return require_some(scores, self.name, "no layer with weights produces them")
-
-
-def _filter_slots(graph: Graph, group: Group) -> list[Slot]:
-    return [s for s in group.of_role(Role.PRODUCER) if len(graph.shapes[s.tensor]) > 1]
 
 
 METHOD = Sfp

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -181,7 +180,6 @@ def process_group(tmp_path: Path) -> Iterator[None]:
     dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
     yield
     dist.destroy_process_group()
-    os.environ.pop("GLOO_SOCKET_IFNAME", None)
 
 
 @pytest.mark.usefixtures("process_group")
