@@ -192,7 +192,7 @@ class Remedies:
         for number in culprits if 1 < len(culprits) <= _FEW else []:
             state = self._bench.freeze(found.state, np.flatnonzero(of_node == number), reason)
             tried = self._bench.attempt(state)
-            if tried.better_than(best or found):
+            if tried.better_than(found) and not (best is not None and best.better_than(tried)):
                 best = tried
         if best is not None:
             return best.state

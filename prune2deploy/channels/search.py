@@ -19,10 +19,12 @@ from itertools import islice
 import numpy as np
 
 from prune2deploy.channels.observe import Subject
+from prune2deploy.channels.plan import Plan
 from prune2deploy.channels.remedies import Remedies, reason_of
 from prune2deploy.channels.state import Found, State
 from prune2deploy.channels.tracer import Tracer
 from prune2deploy.channels.trial import turns
+from prune2deploy.channels.verify import Trial
 from prune2deploy.channels.workbench import Workbench
 
 _FEW = 8
@@ -36,12 +38,23 @@ Candidates = Callable[[Found], Iterator[State]]
 
 
 class Search:
-    """One model; see the module's text."""
+    """One model; see the module's text.
+
+    Args:
+        subject: what is run in trials. first: its trace, and train_too whether of both modes.
+        stay: tensors that must not be touched, and why.
+        proof: compares numbers of the real model under a plan, where labels cannot tell.
+    """
 
     def __init__(
-        self, subject: Subject, first: Tracer, train_too: bool, stay: Mapping[str, str]
+        self,
+        subject: Subject,
+        first: Tracer,
+        train_too: bool,
+        stay: Mapping[str, str],
+        proof: Callable[[Plan], Trial],
     ) -> None:
-        self._bench = Workbench(subject, first, train_too, stay)
+        self._bench = Workbench(subject, first, train_too, stay, proof)
         remedies = Remedies(self._bench)
         self._remedies = remedies
         # What is tied or divided in another way needs other attributes to follow.
@@ -54,7 +67,20 @@ class Search:
 
     def settle(self) -> Found:
         """Mend one problem after the other until no trial finds any."""
-        found = self._without_problem(self._bench.attempt(self._bench.without_stuck_axes(State())))
+        state = State()
+        while True:
+            found = self._settled(state)
+            problem = self._bench.problem_of_pairs(found)
+            if problem is None:
+                return found
+            pairs = [n for n, g in enumerate(found.groups) if g.size == 2]
+            nodes = np.flatnonzero(np.isin(found.group_of_node(), pairs))
+            # From the start: what was changed for the sake of these pairs may harm without them.
+            state = self._bench.freeze(state, nodes, reason_of(problem))
+
+    def _settled(self, state: State) -> Found:
+        """Mend until no trial finds anything; groups of two channels are not tried."""
+        found = self._without_problem(self._bench.attempt(self._bench.without_stuck_axes(state)))
         turn = 1
         while turn < turns(found.groups):
             tried = self._bench.attempt(replace(found.state, turn=turn))
@@ -64,7 +90,7 @@ class Search:
                 mended = self._without_problem(tried).state
                 found = self._without_problem(self._bench.attempt(replace(mended, turn=0)))
                 turn = 1
-        return self._pairs_tried(found)
+        return found
 
     def _without_problem(self, found: Found) -> Found:
         """Mend until the trial of the state's turn finds nothing."""
@@ -75,17 +101,6 @@ class Search:
             )
         return found
 
-    def _pairs_tried(self, found: Found) -> Found:
-        """Groups of two channels are cut to one in a trial of their own, or frozen."""
-        while any(g.size == 2 for g in found.groups):
-            problem = self._bench.problem_of_pairs(found)
-            if problem is None:
-                break
-            pairs = [n for n, g in enumerate(found.groups) if g.size == 2]
-            nodes = np.flatnonzero(np.isin(found.group_of_node(), pairs))
-            found = self._bench.build(self._bench.freeze(found.state, nodes, reason_of(problem)))
-        return found
-
     def _mended(self, found: Found, kinds: Sequence[Candidates]) -> Found | None:
         """The first change of one of these kinds that lets the trial get further."""
         for candidates in kinds:
@@ -94,8 +109,18 @@ class Search:
                     return None
                 tried = self._followed(self._bench.attempt(state), self._then[candidates])
                 if tried.better_than(found):
-                    return tried
+                    return self._without_idle_recipes(found, tried)
         return None
+
+    def _without_idle_recipes(self, before: Found, after: Found) -> Found:
+        """Of several attributes that were made to follow at once, only those that it took."""
+        added = [r for r in after.state.recipes if r not in before.state.recipes]
+        for recipe in added if len(added) > 1 else ():
+            recipes = tuple(r for r in after.state.recipes if r != recipe)
+            tried = self._bench.attempt(replace(after.state, recipes=recipes))
+            if not after.better_than(tried):
+                after = tried
+        return after
 
     def _followed(self, found: Found, kinds: Sequence[Candidates]) -> Found:
         """As far as one gets with changes of these kinds."""

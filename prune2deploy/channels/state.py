@@ -83,9 +83,9 @@ class Found:
 
     def better_than(self, other: Found) -> bool:
         """Whether the trial got further."""
-        if self.problem is None:
-            return True
-        return other.problem is not None and self.problem.step > other.problem.step
+        if self.problem is None or other.problem is None:
+            return self.problem is None and other.problem is not None
+        return self.problem.step > other.problem.step
 
     def group_of_node(self) -> NodeIds:
         """Per node the number of its group, or FIXED."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -11,11 +11,13 @@ from torch import nn
 from prune2deploy.channels.groups import build_groups
 from prune2deploy.channels.labels import FreezeRecord, NodeIds, tensors_of
 from prune2deploy.channels.observe import Subject, TraceMode, observe
+from prune2deploy.channels.places import NOWHERE
 from prune2deploy.channels.plan import Follower, Plan, plan_from_kept
 from prune2deploy.channels.reference import reference_trace
 from prune2deploy.channels.state import Found, Source, State, lengths_of, picked
 from prune2deploy.channels.tracer import Sight, Tracer
 from prune2deploy.channels.trial import Problem, find_problem, pairs_to_one, uneven
+from prune2deploy.channels.verify import Trial
 
 _REMEMBERED = 4
 """Traces of the whole model, under different decisions, that are kept."""
@@ -28,9 +30,15 @@ class Workbench:
     """
 
     def __init__(
-        self, subject: Subject, first: Tracer, train_too: bool, stay: Mapping[str, str]
+        self,
+        subject: Subject,
+        first: Tracer,
+        train_too: bool,
+        stay: Mapping[str, str],
+        proof: Callable[[Plan], Trial],
     ) -> None:
         self.subject = subject
+        self._proof = proof
         self._train_too = train_too
         self._stay = stay
         self._shapes = {n: tuple(t.shape) for n, t in tensors_of(subject.model).items()}
@@ -83,10 +91,15 @@ class Workbench:
         return self._problem(found, found.plan, labels_too=True)
 
     def problem_of_pairs(self, found: Found) -> Problem | None:
-        """The first problem when groups of two are cut to one, whose dimension has no labels."""
+        """The first problem when groups of two are cut to one, whose dimension has no labels.
+
+        So operators are compared without labels, and the real model's numbers as well.
+        """
         for kept in pairs_to_one(found.groups):
             plan = plan_from_kept(found.groups, kept, self._shapes, (), found.followers)
             problem = self._problem(found, plan, labels_too=False)
+            if problem is None and not plan.removes_nothing:
+                problem = _of_values(self._proof(plan), len(found.tracer.steps))
             if problem is not None:
                 return problem
         return None
@@ -177,3 +190,11 @@ class Workbench:
     def freeze(state: State, nodes: NodeIds, reason: str) -> State:
         """The state in which these nodes stay as well."""
         return replace(state, frozen=(*state.frozen, FreezeRecord(nodes, reason)))
+
+
+def _of_values(trial: Trial, steps: int) -> Problem | None:
+    """What a comparison of values shows, after all of a run's steps were found alike."""
+    if trial.held:
+        return None
+    what = trial.error or "with one channel of two left, the results are others than they should be"
+    return Problem(steps, what, NOWHERE, np.zeros(0, dtype=np.int64), ())

@@ -193,3 +193,39 @@ def test_stochastic_depth_leaves_every_block_free(image: Tensor, drop_layers: bo
     for _ in range(4):
         scores, aux = small(image)
         assert (scores.shape[1], aux.shape[1]) == (4, 2)
+
+
+def test_copies_of_one_channel_that_would_change_places_are_seen() -> None:
+    def forward(net: nn.Module, x: Tensor) -> Tensor:
+        x = nn.functional.pixel_unshuffle(net.conv(x), 2)
+        n, c, h, w = x.shape
+        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        result: Tensor = net.head(x)
+        return result
+
+    # Two channels make two halves of four; of one channel's four, the shuffle mixes two and two.
+    model = Net(forward, conv=conv(3, 2), head=nn.Conv2d(8, 4, 1))
+    graph = trace(model, torch.randn(2, 3, 8, 8))
+    assert graph.groups == ()
+    (reason,) = [f.reason for f in graph.frozen if f.name == "conv"]
+    assert "one channel of two" in reason
+
+
+def test_only_attributes_that_it_takes_follow() -> None:
+    class Parts(nn.Module):
+        """Two attributes must follow at once; a third has the same value by chance."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.sizes = [6, 7]
+            self.chance = 6
+            self.widen = conv(3, 13)
+            self.head = nn.Conv2d(13, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = torch.split(self.widen(x), self.sizes, 1)
+            result: Tensor = self.head(torch.cat([b, a], 1)) * self.chance
+            return result
+
+    graph = assert_groups(Parts(), torch.randn(2, 3, 8, 8), {"widen": 6, "widen#2": 7})
+    assert {f.attribute for f in graph.followers} == {"sizes[0]", "sizes[1]"}
