@@ -60,6 +60,16 @@ class Graph:
         kept = {c.group: c.kept for c in plan.choices}
         return np.array([kept[g.name] for g in self.groups], dtype=np.int64)
 
+    def kept(self, plan: Plan) -> list[IndexTable]:
+        """Per group the channels that stay in a plan made from this graph, ascending."""
+        found = []
+        for group in self.groups:
+            slot = group.slots[0]
+            stays = plan.keep.get(slot.tensor, {}).get(slot.dim)
+            every = np.arange(group.size)
+            found.append(every if stays is None else every[np.isin(slot.index[:, 0], stays)])
+        return found
+
     def width_steps(self, number: int, round_to: int) -> list[int]:
         """Channel counts that group `number` may keep so that widths are multiples.
 

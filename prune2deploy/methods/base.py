@@ -8,9 +8,9 @@ method overrides them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +38,27 @@ Images = Callable[[int, int], Iterable[Tensor]]
 Losses = Callable[[nn.Module, int, int], Iterable[Tensor]]
 """losses(model, count, batch_size): the training loss of each batch, with its graph."""
 
+Judge = Callable[[nn.Module], float]
+"""judge(model): how well it does its task, higher is better."""
+Scores = np.typing.NDArray[np.float64]
+Counts = np.typing.NDArray[np.int64]
+IndexTable = np.typing.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What a method that distributes a budget itself can choose from.
+
+    allowed: per group the counts it may keep, descending, the full one first.
+    cost: total cost of counts per group. target: what it may be at most.
+    full: cost of the original.
+    """
+
+    allowed: Sequence[Sequence[int]]
+    cost: Callable[[Counts], int]
+    target: float
+    full: int
+
 
 @dataclass(frozen=True)
 class Context:
@@ -46,11 +67,14 @@ class Context:
     graph: the groups, and the model as it is now.
     images: training images for scores that need data, or None.
     losses: training losses of a model, for scores that need gradients, or None.
+    judge: says how good a model is on images that are not for testing, for methods that try
+        networks out; or None.
     """
 
     graph: Graph
     images: Images | None = None
     losses: Losses | None = None
+    judge: Judge | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -96,6 +120,7 @@ class Method(ABC, Generic[Options]):
     needs_training: scores mean something only after training with the hooks.
     needs_data: the score looks at training images.
     needs_losses: the score looks at the gradient of the training loss.
+    needs_judge: networks are tried out.
     normalisation: default for comparing groups with one another.
     """
 
@@ -107,6 +132,7 @@ class Method(ABC, Generic[Options]):
     needs_training: ClassVar[bool] = False
     needs_data: ClassVar[bool] = False
     needs_losses: ClassVar[bool] = False
+    needs_judge: ClassVar[bool] = False
     normalisation: ClassVar[Normalisation] = "mean"
 
     def __init__(self, settings: Options) -> None:
@@ -127,6 +153,17 @@ class Method(ABC, Generic[Options]):
     def attach(self, graph: Graph) -> None:
         """Training with the hooks is about to begin on graph.model."""
 
+    def detach(self) -> None:
+        """That training is over: leave the plain model behind, without gates and module hooks."""
+
+    def own_parameters(self) -> Sequence[nn.Parameter]:
+        """Parameters that `after_step` moves itself; the training's optimizer does not."""
+        return ()
+
+    def whole_loss(self, loss: Tensor, images: Tensor, output: Any) -> Tensor:
+        """Replace the loss of a step: the task's on what the model made of these images."""
+        return loss
+
     def extra_loss(self) -> Tensor | None:
         """A penalty to add to the loss of every step."""
         return None
@@ -136,6 +173,27 @@ class Method(ABC, Generic[Options]):
 
     def after_step(self, step: Step) -> None:
         """Edit weights after the optimizer's step."""
+
+    def allocate(
+        self, context: Context, scores: Sequence[Scores | None], choice: Allocation
+    ) -> Counts | None:
+        """How many channels each group keeps, for a method that looks for it itself.
+
+        Args:
+            scores: per group shape (size,), made comparable; None: it stays whole.
+            choice: the counts that are allowed, and what they cost.
+
+        Returns:
+            Counts per group, of those allowed; None: the budget decides by the scores.
+        """
+        return None
+
+    def before_cut(self, context: Context, kept: Sequence[IndexTable]) -> None:
+        """Edit the weights of context.model, now that it is known which channels stay.
+
+        Args:
+            kept: per group the channels that stay, ascending.
+        """
 
 
 def rows(tensor: Tensor, slot: Slot) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -13,6 +13,7 @@ from prune2deploy.budget import (
     Decision,
     Widths,
     allowed_counts,
+    best,
     comparable,
     keep_shares,
     keep_under_cost,
@@ -21,10 +22,11 @@ from prune2deploy.channels import Graph, Plan, Role
 from prune2deploy.channels.groups import matches
 from prune2deploy.errors import BudgetError, MethodError, nearest_name_hint
 from prune2deploy.methods import METHODS, Context, Method, Normalisation
-from prune2deploy.methods.base import Images, Losses
+from prune2deploy.methods.base import Allocation, Counts, Images, Judge, Losses
 from prune2deploy.pipeline.outcome import held_back, reached
 
 Share = float | Mapping[str, float]
+Allocate = Callable[[Allocation], Counts | None]
 UNITS = {"macs": "MACs", "params": "parameters"}
 
 
@@ -38,6 +40,7 @@ def plan(
     normalize: Normalisation | None = None,
     images: Iterable[Tensor] | Images | None = None,
     losses: Losses | None = None,
+    judge: Judge | None = None,
     original: Graph | None = None,
     **options: Any,
 ) -> Plan:
@@ -57,6 +60,8 @@ def plan(
             a function of (count, batch size) that returns batches.
         losses: for methods that look at gradients: a function of (model, count, batch
             size) that yields the training loss of each batch.
+        judge: for methods that try networks out: a function of a model that returns how
+            good it is, higher is better; not on test images.
         original: graph of the model before earlier cuts, whose widths and costs the
             shares are of; None: `graph` is the original's.
         options: the method's own options.
@@ -74,10 +79,18 @@ def plan(
             + " ".join(held_back(graph.frozen))
             + " 'prune2deploy inspect' shows all."
         )
-    context = Context(graph, _as_source(images), losses)
+    context = Context(graph, _as_source(images), losses, judge)
     scores = _scores(context, chosen, _normalisation(chosen, normalize))
     try:
-        decision = decide(graph, scores, budget, round_to, min_channels, original or graph)
+        decision = decide(
+            graph,
+            scores,
+            budget,
+            round_to,
+            min_channels,
+            original or graph,
+            lambda choice: chosen.allocate(context, scores, choice),
+        )
     except BudgetError as err:
         raise BudgetError(" ".join([str(err), *held_back(graph.frozen)])) from err
     unjudged = [g.name for g, s in zip(graph.groups, scores, strict=True) if s is None]
@@ -135,8 +148,12 @@ def decide(
     round_to: int,
     min_channels: int | None,
     original: Graph,
+    allocate: Allocate | None = None,
 ) -> Decision:
-    """Apply a budget to scores; see `plan` for the arguments."""
+    """Apply a budget to scores; see `plan` for the arguments.
+
+    allocate: of a method that may distribute a budget itself.
+    """
     kind, share = _checked_budget(budget)
     floor = 1 if kind == "channels" and min_channels is None else min_channels
     widths = [
@@ -153,7 +170,17 @@ def decide(
         if kind == "macs"
         else (graph.cost.params, original.cost.params(original.full))
     )
-    return keep_under_cost(scores, widths, cost, cast("float", share), UNITS[kind], original=before)
+    target = cast("float", share)
+    choice = Allocation([w.counts for w in widths], cost, target * before, before)
+    counts = None if allocate is None else allocate(choice)
+    if counts is not None:
+        return Decision(
+            tuple(
+                np.arange(w.full) if s is None else best(s, int(n))
+                for s, w, n in zip(scores, widths, counts, strict=True)
+            )
+        )
+    return keep_under_cost(scores, widths, cost, target, UNITS[kind], original=before)
 
 
 def _of_original(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -14,13 +15,16 @@ from torch import Tensor, nn
 from prune2deploy.channels import Graph, Plan, cut, trace, try_plan
 from prune2deploy.data import Loader
 from prune2deploy.errors import ModelError
-from prune2deploy.methods import Method
+from prune2deploy.methods import Context, Method
 from prune2deploy.pipeline.inputs import Inputs, train_settings
 from prune2deploy.pipeline.planning import Share, make_method, plan
 from prune2deploy.recipe import Recipe
-from prune2deploy.train import fit, recalibrate_batchnorm
+from prune2deploy.train import evaluate, fit, recalibrate_batchnorm
 
 log = logging.getLogger(__name__)
+
+_JUDGED = 1024
+"""Training images on which methods try networks out where there are no validation images."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,11 @@ def prune(recipe: Recipe, inputs: Inputs, model: nn.Module) -> Pruned:
             normalize=section.normalize,
             images=lambda count, size: _images(recipe, inputs, count, size),
             losses=lambda model, count, size: _losses(recipe, inputs, model, count, size),
+            judge=lambda model: _judged(recipe, inputs, model),
             original=start,
         )
+        if type(method).before_cut is not Method.before_cut:
+            graph = _prepared(recipe, inputs, method, graph, step)
         model = _checked_cut(graph, step)
         total = step if total is None else total.then(step)
         if section.recalibrate:
@@ -71,6 +78,29 @@ def prune(recipe: Recipe, inputs: Inputs, model: nn.Module) -> Pruned:
             _train_between(recipe, inputs, model, teacher, method)
     assert total is not None
     return Pruned(model, total, start)
+
+
+def _prepared(
+    recipe: Recipe, inputs: Inputs, method: Method[Any], graph: Graph, step: Plan
+) -> Graph:
+    """The graph of a copy of the model whose weights the method has made ready for the cut."""
+    ready = replace(graph, model=copy.deepcopy(graph.model))
+    images = functools.partial(_images, recipe, inputs)
+    method.before_cut(Context(ready, images), ready.kept(step))
+    return ready
+
+
+def _judged(recipe: Recipe, inputs: Inputs, model: nn.Module) -> float:
+    """The task's metric, higher is better: on validation images, or else on training images."""
+    size = recipe.data.batch_size
+    if inputs.data.size("val"):
+        loader = inputs.data.loader("val", batch_size=size)
+    else:
+        loader = inputs.data.loader(
+            "train", batch_size=size, shuffle=True, seed=recipe.seed + 2, limit=_JUDGED
+        )
+    value = evaluate(model, inputs.task, loader, label="Trying")[inputs.task.metric]
+    return value if inputs.task.higher_is_better else -value
 
 
 def _checked_cut(graph: Graph, step: Plan) -> nn.Module:
@@ -136,16 +166,19 @@ def _train_with_hooks(
     assert recipe.prune.train is not None
     method.attach(graph)
     settings = train_settings(recipe.prune.train, recipe.data.batch_size)
-    fit(
-        model,
-        inputs.task,
-        inputs.data,
-        settings,
-        hooks=method,
-        teacher=teacher if settings.distill else None,
-        seed=recipe.seed,
-        label=f"Training for {method.name}",
-    )
+    try:
+        fit(
+            model,
+            inputs.task,
+            inputs.data,
+            settings,
+            hooks=method,
+            teacher=teacher if settings.distill else None,
+            seed=recipe.seed,
+            label=f"Training for {method.name}",
+        )
+    finally:
+        method.detach()
 
 
 def _train_between(
@@ -161,13 +194,17 @@ def _train_between(
     settings = train_settings(recipe.finetune, recipe.data.batch_size, epochs)
     if method.needs_training:
         method.attach(trace(model, inputs.example, recipe.prune.exclude))
-    fit(
-        model,
-        inputs.task,
-        inputs.data,
-        settings,
-        hooks=method if method.needs_training else None,
-        teacher=teacher if settings.distill else None,
-        seed=recipe.seed,
-        label="Training between rounds",
-    )
+    try:
+        fit(
+            model,
+            inputs.task,
+            inputs.data,
+            settings,
+            hooks=method if method.needs_training else None,
+            teacher=teacher if settings.distill else None,
+            seed=recipe.seed,
+            label="Training between rounds",
+        )
+    finally:
+        if method.needs_training:
+            method.detach()

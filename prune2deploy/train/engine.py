@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal, cast
 
@@ -44,10 +44,19 @@ class Engine:
         self.ranks: int = self._fabric.world_size
         self.channels_last = True
 
-    def setup(self, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """Return the model as it is called in training, and its optimizer."""
+    def setup(
+        self, model: nn.Module, others: Sequence[nn.Parameter] = ()
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Return the model as it is called in training, and its optimizer.
+
+        others: parameters that somebody else moves.
+        """
         settings = self._settings
-        trainable = [p for p in model.parameters() if p.requires_grad]
+        theirs = {id(p) for p in others}
+        trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in theirs]
+        if not trainable and others:
+            # Nothing is left to train, but a step must still be something.
+            return cast(nn.Module, self._fabric.setup(model)), _idle(others)
         if not trainable:
             raise TrainingError(
                 "The model has no parameter to train. Check that it is built with "
@@ -95,6 +104,11 @@ class Engine:
         if self.ranks > 1:
             for buffer in model.buffers():
                 buffer.copy_(self._fabric.broadcast(buffer))
+
+
+def _idle(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """An optimizer that moves nothing."""
+    return torch.optim.SGD([parameters[0].new_zeros(1).requires_grad_()], lr=0.0)
 
 
 def _fabric(settings: TrainSettings, precision: Literal["32-true", "bf16-mixed"]) -> Fabric:

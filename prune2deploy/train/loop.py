@@ -115,7 +115,9 @@ class _Run:
         self.hooks = hooks
         self.teacher = teacher
         self.seed = seed
-        self.wrapped, self.optimizer = engine.setup(model)
+        self.wrapped, self.optimizer = engine.setup(
+            model, () if hooks is None else hooks.own_parameters()
+        )
         self.epoch_steps = len(self.loader(0))
         self.total_steps = max(1, round(settings.epochs * self.epoch_steps))
         self.warmup_steps = round(settings.warmup_epochs * self.epoch_steps)
@@ -235,6 +237,8 @@ class _Run:
             answer = map_tensors(answer, lambda tensor: tensor.float())
             lesson = task_distillation_loss(self.task, output, answer, distill.temperature)
             loss = (1 - distill.alpha) * loss + distill.alpha * lesson
+        if self.hooks is not None:
+            loss = self.hooks.whole_loss(loss, images, output)
         penalty = None if self.hooks is None else self.hooks.extra_loss()
         return loss if penalty is None else loss + penalty
 

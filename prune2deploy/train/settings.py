@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from prune2deploy.errors import TrainingError
 from prune2deploy.methods.base import Step
@@ -13,6 +14,12 @@ from prune2deploy.methods.base import Step
 
 class Hooks(Protocol):
     """What a pruning method does during training; `fit` calls these and knows nothing more."""
+
+    def own_parameters(self) -> Sequence[nn.Parameter]:
+        """Return parameters that `after_step` moves itself."""
+
+    def whole_loss(self, loss: Tensor, images: Tensor, output: Any) -> Tensor:
+        """Return what is minimised in place of the loss of this step."""
 
     def extra_loss(self) -> Tensor | None:
         """Return a penalty that is added to the loss of this step, or None."""

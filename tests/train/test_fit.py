@@ -1,5 +1,6 @@
 import pytest
 import torch
+from hooks import Quiet
 from torch import nn
 
 from prune2deploy import progress
@@ -127,7 +128,7 @@ def test_model_ends_in_eval_mode_and_in_plain_memory(corners):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-class Recorder:
+class Recorder(Quiet):
     """Hooks that write down the order of events."""
 
     def __init__(self, model):
@@ -182,12 +183,9 @@ def test_penalty_is_part_of_the_loss(net, corners):
 
 
 def test_hooks_may_edit_gradients_and_weights(net, corners):
-    class Freeze:
+    class Freeze(Quiet):
         def __init__(self, model):
             self.model = model
-
-        def extra_loss(self):
-            return None
 
         def after_backward(self):
             self.model[6].weight.grad.zero_()
@@ -205,12 +203,9 @@ def test_hooks_may_edit_gradients_and_weights(net, corners):
 
 
 def test_gradients_are_clipped_after_the_hooks(net, corners):
-    class Explode:
+    class Explode(Quiet):
         def __init__(self, model):
             self.parameters = list(model.parameters())
-
-        def extra_loss(self):
-            return None
 
         def after_backward(self):
             for parameter in self.parameters:
@@ -391,3 +386,48 @@ def test_settings_that_do_not_fit_the_run(net, corners, changes, message):
 def test_teacher_without_distillation_is_refused(net, corners):
     with pytest.raises(TrainingError, match="both, or neither"):
         fit(net(), TASK, corners(), settings(), teacher=net())
+
+
+def test_parameters_of_a_method_are_left_to_it(net, corners):
+    model = net
+    start = model[0].weight.detach().clone()
+
+    class Own(Quiet):
+        def own_parameters(self):
+            return (model[0].weight,)
+
+    fit(
+        model, Classification(), corners, TrainSettings(epochs=1, lr=0.1, batch_size=8), hooks=Own()
+    )
+    assert torch.equal(model[0].weight, start)
+    assert model[0].weight.grad is not None
+
+
+def test_a_method_may_own_everything(net, corners):
+    model = net
+    before = [p.detach().clone() for p in model.parameters()]
+
+    class Own(Quiet):
+        def own_parameters(self):
+            return tuple(model.parameters())
+
+    fit(
+        model, Classification(), corners, TrainSettings(epochs=1, lr=0.1, batch_size=8), hooks=Own()
+    )
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_method_may_replace_the_loss(net, corners):
+    model = net
+    before = [p.detach().clone() for p in model.parameters()]
+    seen = []
+
+    class Nothing(Quiet):
+        def whole_loss(self, loss, images, output):
+            seen.append((loss.dim(), len(images), len(output)))
+            return loss * 0
+
+    settings = TrainSettings(epochs=1, lr=0.1, batch_size=8, weight_decay=0.0)
+    fit(model, Classification(), corners, settings, hooks=Nothing())
+    assert seen[0] == (0, 8, 8)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
