@@ -13,7 +13,13 @@ import torch
 from torch import nn
 
 from prune2deploy.errors import ModelError, nearest_name_hint, require
-from prune2deploy.models import cifar_resnet, convnet
+from prune2deploy.models import (
+    cifar_densenet,
+    cifar_preact_resnet,
+    cifar_resnet,
+    cifar_vgg,
+    convnet,
+)
 from prune2deploy.models.checkpoint import load_weights_into
 from prune2deploy.models.user_code import explain, import_from_file, importable, split_spec
 
@@ -26,6 +32,10 @@ _BUILT_IN: dict[str, dict[str, Callable[..., nn.Module]]] = {
         "resnet44": cifar_resnet.resnet44,
         "resnet56": cifar_resnet.resnet56,
         "resnet110": cifar_resnet.resnet110,
+        "preact_resnet164": cifar_preact_resnet.preact_resnet164,
+        "vgg16_bn": cifar_vgg.vgg16_bn,
+        "vgg19_bn": cifar_vgg.vgg19_bn,
+        "densenet40": cifar_densenet.densenet40,
     },
     "digits": {"convnet": convnet.convnet},
 }

@@ -19,8 +19,9 @@ class ModelSection(Section):
     """Where the trained network comes from."""
 
     source: str = Field(
-        description="torchvision:NAME, timm:NAME, cifar:resnet56 (also 20, 32, 44, 110), "
-        "digits:convnet, or path/to/model.py:function."
+        description="torchvision:NAME, timm:NAME, cifar:resnet56 (also resnet20, 32, 44 and 110, "
+        "preact_resnet164, vgg16_bn, vgg19_bn, densenet40), digits:convnet, or "
+        "path/to/model.py:function."
     )
     args: dict[str, Any] = Field(
         default_factory=dict, description="Keyword arguments for the function that builds it."

@@ -389,36 +389,32 @@ def test_teacher_without_distillation_is_refused(net, corners):
 
 
 def test_parameters_of_a_method_are_left_to_it(net, corners):
-    model = net
+    model = net()
     start = model[0].weight.detach().clone()
 
     class Own(Quiet):
         def own_parameters(self):
             return (model[0].weight,)
 
-    fit(
-        model, Classification(), corners, TrainSettings(epochs=1, lr=0.1, batch_size=8), hooks=Own()
-    )
+    fit(model, TASK, corners(), settings(epochs=1), hooks=Own())
     assert torch.equal(model[0].weight, start)
     assert model[0].weight.grad is not None
 
 
 def test_a_method_may_own_everything(net, corners):
-    model = net
+    model = net()
     before = [p.detach().clone() for p in model.parameters()]
 
     class Own(Quiet):
         def own_parameters(self):
             return tuple(model.parameters())
 
-    fit(
-        model, Classification(), corners, TrainSettings(epochs=1, lr=0.1, batch_size=8), hooks=Own()
-    )
+    fit(model, TASK, corners(), settings(epochs=1), hooks=Own())
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
 def test_a_method_may_replace_the_loss(net, corners):
-    model = net
+    model = net()
     before = [p.detach().clone() for p in model.parameters()]
     seen = []
 
@@ -427,7 +423,6 @@ def test_a_method_may_replace_the_loss(net, corners):
             seen.append((loss.dim(), len(images), len(output)))
             return loss * 0
 
-    settings = TrainSettings(epochs=1, lr=0.1, batch_size=8, weight_decay=0.0)
-    fit(model, Classification(), corners, settings, hooks=Nothing())
-    assert seen[0] == (0, 8, 8)
+    fit(model, TASK, corners(), settings(epochs=1, weight_decay=0.0), hooks=Nothing())
+    assert seen[0] == (0, 16, 16)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
