@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -107,13 +107,26 @@ def _rebuilt(
             new = nn.Parameter(new, requires_grad=old.requires_grad)
         memo[id(old)] = new
     try:
-        return copied(model, memo)
+        return _without(copied(model, memo), plan.blocks)
     except (RuntimeError, TypeError) as err:
         raise ModelError(
             f"The model cannot be copied ({type(err).__name__}: {err}). A module keeps something "
             "that copy.deepcopy refuses, often the result of an earlier forward pass; "
             "set it to None, or keep its .detach()."
         ) from err
+
+
+def _without(model: nn.Module, blocks: Sequence[str]) -> nn.Module:
+    """The model with identities in the place of these modules."""
+    names = dict(model.named_modules())
+    for name in blocks:
+        if name not in names:
+            raise ModelError(
+                f"The plan was made for another model: it removes the block '{name}', and there "
+                "is no such module. Trace and plan this model again."
+            )
+        model.set_submodule(name, nn.Identity())
+    return model
 
 
 def _set_length(module: nn.Module, name: str, attribute: str, value: int) -> None:

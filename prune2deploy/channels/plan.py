@@ -13,7 +13,8 @@ from prune2deploy.channels.groups import Group, IndexTable
 from prune2deploy.channels.labels import NodeIds
 from prune2deploy.errors import ModelError
 
-FORMAT = 2
+FORMAT = 3
+_READABLE = (2, FORMAT)  # without and with blocks
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Plan:
         applied to another model.
     attributes: lengths that the model's own modules state and that change with the cut:
         module, attribute (or 'attribute[index]' for an entry of a list), new value.
+    blocks: modules that an identity stands for.
     choices: for people, per group how many channels stay.
     """
 
@@ -54,11 +56,12 @@ class Plan:
     choices: tuple[Choice, ...] = ()
     notes: tuple[str, ...] = field(default=())
     attributes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
 
     @property
     def removes_nothing(self) -> bool:
         """Whether the cut model would be the model."""
-        return not self.keep
+        return not self.keep and not self.blocks
 
     def new_shape(self, name: str) -> tuple[int, ...]:
         """Shape of a named tensor after the cut."""
@@ -77,6 +80,7 @@ class Plan:
             "choices": [[c.group, c.channels, c.kept] for c in self.choices],
             "notes": list(self.notes),
             "attributes": {n: dict(a) for n, a in self.attributes.items()},
+            "blocks": list(self.blocks),
         }
         return json.dumps(document)
 
@@ -89,7 +93,7 @@ class Plan:
         """
         try:
             document = json.loads(text)
-            if document["format"] != FORMAT:
+            if document["format"] not in _READABLE:
                 raise ModelError(
                     f"The plan has format {document['format']}, expected {FORMAT}. "
                     "Use the version of prune2deploy that wrote it."
@@ -139,7 +143,22 @@ class Plan:
         attributes = {name: dict(values) for name, values in self.attributes.items()}
         for name, values in second.attributes.items():
             attributes.setdefault(name, {}).update(values)
-        return Plan(keep, shapes, tuple(choices), self.notes + second.notes, attributes)
+        gone = self.blocks + second.blocks
+        keep = {name: dims for name, dims in keep.items() if not _within(name, gone)}
+        attributes = {name: values for name, values in attributes.items() if name not in gone}
+        return Plan(
+            keep,
+            {name: shapes[name] for name in keep},
+            tuple(choices),
+            self.notes + second.notes,
+            {name: a for name, a in attributes.items() if not _within(name, gone)},
+            gone,
+        )
+
+
+def _within(name: str, modules: Sequence[str]) -> bool:
+    """Whether a tensor or module is part of one of these modules."""
+    return any(name.startswith(f"{module}.") for module in modules)
 
 
 def _are_indices(ids: IndexTable, length: int) -> bool:
@@ -162,7 +181,9 @@ def _from_document(document: Any) -> Plan:
         str(n): {str(a): int(v) for a, v in values.items()}
         for n, values in document["attributes"].items()
     }
-    return Plan(keep, shapes, choices, tuple(str(n) for n in document["notes"]), attributes)
+    notes = tuple(str(n) for n in document["notes"])
+    blocks = tuple(str(n) for n in document.get("blocks", ()))
+    return Plan(keep, shapes, choices, notes, attributes, blocks)
 
 
 def plan_from_kept(

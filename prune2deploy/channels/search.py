@@ -19,12 +19,11 @@ from itertools import islice
 import numpy as np
 
 from prune2deploy.channels.observe import Subject
-from prune2deploy.channels.plan import Plan
 from prune2deploy.channels.remedies import Remedies, reason_of
 from prune2deploy.channels.state import Found, State
 from prune2deploy.channels.tracer import Tracer
 from prune2deploy.channels.trial import turns
-from prune2deploy.channels.verify import Trial
+from prune2deploy.channels.verify import Proof
 from prune2deploy.channels.workbench import Workbench
 
 _FEW = 8
@@ -52,7 +51,7 @@ class Search:
         first: Tracer,
         train_too: bool,
         stay: Mapping[str, str],
-        proof: Callable[[Plan], Trial],
+        proof: Proof,
     ) -> None:
         self._bench = Workbench(subject, first, train_too, stay, proof)
         remedies = Remedies(self._bench)

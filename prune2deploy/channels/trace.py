@@ -20,7 +20,7 @@ from prune2deploy.channels.labels import tensors_of
 from prune2deploy.channels.observe import Subject, TraceMode, observe, shapes_of, without_values
 from prune2deploy.channels.search import Search
 from prune2deploy.channels.tracer import Tracer
-from prune2deploy.channels.verify import check_exclude, try_plan
+from prune2deploy.channels.verify import Proof, check_exclude
 from prune2deploy.errors import ModelError
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def trace(model: nn.Module, example_inputs: Inputs, exclude: Collection[str] = (
         tracer,
         train_too,
         _staying(model, exclude),
-        lambda plan: try_plan(model, plan, example_inputs),
+        Proof(model, example_inputs),
     )
     found = search.settle()
     return Graph(

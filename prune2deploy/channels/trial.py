@@ -130,14 +130,16 @@ def uneven(groups: Sequence[Group], turn: int = 0) -> list[IndexTable]:
 def pairs_to_one(groups: Sequence[Group]) -> Iterator[list[IndexTable]]:
     """Kept channels for trials in which groups of two, and only those, are cut to one.
 
-    First all of them; then half of them, in so many ways that each two are once apart.
+    First all of them, to the first and to the second; then half of them, in so many ways that
+    each two are once apart.
     """
     pairs = [number for number, group in enumerate(groups) if group.size == 2]
     if not pairs:
         return
-    for bit in range(-1, (len(pairs) - 1).bit_length()):
+    for bit in range(-2, (len(pairs) - 1).bit_length()):
         cut_now = {n for place, n in enumerate(pairs) if bit < 0 or place >> bit & 1}
-        yield [np.arange(1 if n in cut_now else g.size) for n, g in enumerate(groups)]
+        stays = np.array([1 if bit == -2 else 0])
+        yield [stays if n in cut_now else np.arange(g.size) for n, g in enumerate(groups)]
 
 
 def find_problem(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from prune2deploy.channels.reference import reference_trace
 from prune2deploy.channels.state import Found, Source, State, lengths_of, picked
 from prune2deploy.channels.tracer import Sight, Tracer
 from prune2deploy.channels.trial import Problem, find_problem, pairs_to_one, uneven
-from prune2deploy.channels.verify import Trial
+from prune2deploy.channels.verify import Proof
 
 _REMEMBERED = 4
 """Traces of the whole model, under different decisions, that are kept."""
@@ -35,7 +35,7 @@ class Workbench:
         first: Tracer,
         train_too: bool,
         stay: Mapping[str, str],
-        proof: Callable[[Plan], Trial],
+        proof: Proof,
     ) -> None:
         self.subject = subject
         self._proof = proof
@@ -192,9 +192,9 @@ class Workbench:
         return replace(state, frozen=(*state.frozen, FreezeRecord(nodes, reason)))
 
 
-def _of_values(trial: Trial, steps: int) -> Problem | None:
+def _of_values(error: str | None, steps: int) -> Problem | None:
     """What a comparison of values shows, after all of a run's steps were found alike."""
-    if trial.held:
+    if error is None:
         return None
-    what = trial.error or "with one channel of two left, the results are others than they should be"
+    what = f"with one channel of two left, {error}"
     return Problem(steps, what, NOWHERE, np.zeros(0, dtype=np.int64), ())

@@ -107,7 +107,7 @@ def test_impossible_indices_are_refused(entry: dict[str, Any]) -> None:
 
 
 def test_a_plan_of_another_version_is_refused() -> None:
-    with pytest.raises(ModelError, match="format 99, expected 2"):
+    with pytest.raises(ModelError, match="format 99, expected 3"):
         Plan.from_json(damaged(lambda d: d.update(format=99)))
 
 
