@@ -205,6 +205,21 @@ def rows(tensor: Tensor, slot: Slot) -> Tensor:
     return picked.reshape(slot.index.shape[0], -1)
 
 
+def by_channel(values: Tensor, slot: Slot, tensor: Tensor, fill: float) -> Tensor:
+    """Lay a number per channel along the slot's dimension, to multiply the parameter with.
+
+    Args:
+        values: shape (channels,). fill: for entries of no channel of the slot.
+
+    Returns:
+        What broadcasts with `tensor`, and is of its type.
+    """
+    laid = tensor.new_full((tensor.shape[slot.dim],), fill)
+    index = torch.from_numpy(slot.index).to(tensor.device)
+    laid[index] = values.to(tensor)[:, None].expand(index.shape)
+    return laid.view([-1 if dim == slot.dim else 1 for dim in range(tensor.dim())])
+
+
 def filters(context: Context, group: Group) -> list[Tensor]:
     """Weights that produce the group's channels, per layer shape (channels, entries).
 

@@ -108,6 +108,13 @@ def test_chip_takes_the_dead_channel_and_then_the_copies(planted: Graph) -> None
     assert scores[CONSTANT] > 2 * scores[NORMAL]
 
 
+def test_oto_counts_what_a_constant_gives(planted: Graph) -> None:
+    # A scale of zero does not make a channel zero: its shift of 0.7 is still read.
+    _, scores = order("oto", planted)
+    filters = planted.model.get_parameter("0.weight").detach().flatten(1).norm(dim=1)
+    torch.testing.assert_close(scores[CONSTANT] ** 2, filters[CONSTANT] ** 2 + 0.7**2)
+
+
 def test_cutting_the_constant_channel_shifts_the_answer_by_what_it_gave(planted: Graph) -> None:
     model = planted.model
     small = cut(model, planted.plan([[0, 1, 2, 4, 5]]))
