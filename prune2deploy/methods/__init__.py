@@ -15,6 +15,7 @@ from prune2deploy.methods import (
     polarization,
     rsnli,
     sfp,
+    ssl,
     taylor,
 )
 from prune2deploy.methods.base import Context, Method, MethodOptions, Normalisation
@@ -35,6 +36,8 @@ METHODS: dict[str, type[Method[Any]]] = {
         polarization,
         rsnli,
         sfp,
+        ssl,
+        ssl,
         taylor,
     )  # A to Z
 }
