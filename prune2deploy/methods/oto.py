@@ -120,7 +120,7 @@ class Oto(Method[OtoOptions]):
         self._model = graph.model
         found = [(tuple(_makers(group)), group.size) for group in graph.groups]
         self._groups = tuple(slots for slots, _ in found if slots)
-        # 10 * (1 - 0.7) is a little below 3 in floating point.
+        # 10 * (1 - 0.9) is a little below 1 in floating point.
         share = 1 - self.settings.keep
         self._most = tuple(math.floor(size * share + 1e-9) for slots, size in found if slots)
         self._before = ()

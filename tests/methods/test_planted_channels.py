@@ -71,6 +71,11 @@ def test_other_norms_take_the_scaled_filter_too(name: str, planted: Graph) -> No
     assert order(name, planted)[0][0] == SCALED
 
 
+@pytest.mark.parametrize("name", ["greg1", "greg2"])
+def test_growing_decay_chooses_the_scaled_filter_too(name: str, planted: Graph) -> None:
+    assert order(name, planted)[0][0] == SCALED
+
+
 def test_fpgm_takes_a_copy_or_the_filter_in_the_middle(planted: Graph) -> None:
     first, scores = order("fpgm", planted)
     assert first[0] in (NORMAL, COPY, SCALED)
