@@ -5,6 +5,7 @@ from typing import Any
 from prune2deploy.methods import (
     ccprune,
     chip,
+    csgd,
     fpgm,
     greg1,
     greg2,
@@ -27,6 +28,8 @@ METHODS: dict[str, type[Method[Any]]] = {
     for module in (
         ccprune,
         chip,
+        csgd,
+        csgd,
         fpgm,
         greg1,
         greg2,

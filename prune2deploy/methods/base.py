@@ -121,6 +121,8 @@ class Method(ABC, Generic[Options]):
     needs_data: the score looks at training images.
     needs_losses: the score looks at the gradient of the training loss.
     needs_judge: networks are tried out.
+    by_place: channels that are alike are told apart by their place, so that scores do not go
+        along when channels change places.
     normalisation: default for comparing groups with one another.
     """
 
@@ -133,6 +135,7 @@ class Method(ABC, Generic[Options]):
     needs_data: ClassVar[bool] = False
     needs_losses: ClassVar[bool] = False
     needs_judge: ClassVar[bool] = False
+    by_place: ClassVar[bool] = False
     normalisation: ClassVar[Normalisation] = "mean"
 
     def __init__(self, settings: Options) -> None:

@@ -120,6 +120,18 @@ def test_oto_counts_what_a_constant_gives(planted: Graph) -> None:
     torch.testing.assert_close(scores[CONSTANT] ** 2, filters[CONSTANT] ** 2 + 0.7**2)
 
 
+def test_csgd_merges_the_copy_and_nothing_changes(planted: Graph) -> None:
+    method = make("csgd", keep=5 / 6)
+    (scores,) = method.score(Context(planted))
+    assert scores is not None
+    kept = (scores > 1).nonzero().flatten().numpy()
+    assert kept.tolist() == [c for c in range(6) if c != COPY]
+    before = run(planted.model, images())
+    method.before_cut(Context(planted), [kept])
+    small = cut(planted.model, planted.plan([kept]))
+    torch.testing.assert_close(run(small, images()), before, rtol=0, atol=1e-6)
+
+
 def test_cutting_the_constant_channel_shifts_the_answer_by_what_it_gave(planted: Graph) -> None:
     model = planted.model
     small = cut(model, planted.plan([[0, 1, 2, 4, 5]]))
