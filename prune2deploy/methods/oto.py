@@ -79,7 +79,12 @@ def next_eps(eps: float, start: float, stalled: bool, met: bool) -> float:
 class OtoOptions(MethodOptions):
     """Options of OTO."""
 
-    penalty: float = Field(1e-3, ge=0, description="Weight of the sum of the channels' norms.")
+    penalty: float = Field(
+        1e-3,
+        ge=0,
+        description="Weight of the sum of the channels' norms. Over the training lr * penalty "
+        "should add up to about such a norm, so a short one needs more, such as 0.02.",
+    )
     warm_up: float = Field(
         0.5, ge=0, lt=1, description="Share of the training before channels are set to zero."
     )

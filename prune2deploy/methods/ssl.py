@@ -12,8 +12,8 @@ with |.| the root of the summed squares, n_l weights in a filter and m_l weights
 channel. Every layer's filter is a vector of its own, as is every layer's slice.
 
 A channel is as good as gone when nothing makes it or nothing reads it, so both are multiplied:
-score_c = |made_c| * |read_c|, each over all layers of the group (a residual channel goes only
-when all that make it are zero). The product is also the same when a layer is scaled up and the
+score_c = sqrt(|made_c| * |read_c|), each over all layers of the group (a residual channel goes
+only when all that make it are zero). That is also the same when a layer is scaled up and the
 next one down. Behind a batch norm a filter of zeros leaves a constant, until the statistics are
 renewed or the network is trained on; a channel that nothing reads leaves nothing.
 
@@ -23,8 +23,10 @@ the strengths from above. Only so do vectors become exactly zero.
 
 Differs from the paper: shapes of filters and whole layers are not penalised; single weights
 below 1e-4 are not zeroed, and weight decay stays on, unless the recipe takes it away. The paper
-starts from trained weights with a tenth of their learning rate. The penalty of 5e-4 and its
-factor sqrt(n) are ours, and so are the product and the proximal step.
+starts from trained weights with a tenth of their learning rate. Penalties and their factor
+sqrt(n), the mean of the two sides, and the proximal step are ours. A filter behind a batch norm
+that has shrunk far is thrown about by its next gradient, so more is not always better: over the
+training lr * penalty * sqrt(n) should add up to about the norm of a filter.
 """
 
 from __future__ import annotations
@@ -77,10 +79,10 @@ class SslOptions(MethodOptions):
     """Options of SSL."""
 
     penalty: float = Field(
-        5e-4, ge=0, description="Weight of the filters' norms, times the root of their size."
+        1e-4, ge=0, description="Weight of the filters' norms, times the root of their size."
     )
     read_penalty: float = Field(
-        5e-4,
+        1e-4,
         ge=0,
         description="Weight of the norms of what reads a channel, times the root of their size.",
     )
@@ -93,7 +95,7 @@ class Ssl(Method[SslOptions]):
     """Norms of the weights that make and that read a channel, penalised in training."""
 
     name = "ssl"
-    summary = "norm of what makes a channel times norm of what reads it, both penalised in training"
+    summary = "norms of what makes and what reads a channel, both penalised in training"
     source = (
         "Wen, Wu, Wang, Chen, Li: Learning Structured Sparsity in Deep Neural Networks, "
         "NeurIPS 2016, https://arxiv.org/abs/1608.03665"
@@ -141,7 +143,7 @@ class Ssl(Method[SslOptions]):
                 weight.mul_(by_channel(factor, slot, weight, 1.0))
 
     def score(self, context: Context) -> list[Tensor | None]:
-        """Norm of what makes a channel times norm of what reads it, per group."""
+        """Geometric mean of the norms of what makes and what reads a channel, per group."""
         scores: list[Tensor | None] = []
         for group in context.graph.groups:
             slots = weight_slots(context.graph, group, Role.CONSUMER)
@@ -151,7 +153,7 @@ class Ssl(Method[SslOptions]):
                     f"The weights that read '{group.name}' hold NaN or inf. Check the checkpoint."
                 )
             sides = [norms(torch.cat(side, 1)) for side in (filters(context, group), read) if side]
-            scores.append(torch.stack(sides).prod(dim=0) if sides else None)
+            scores.append(_geometric_mean(sides) if sides else None)
         return require_some(scores, self.name, "no layer with weights makes or reads them")
 
 
@@ -159,6 +161,10 @@ def _entries(graph: Graph, slot: Slot) -> int:
     """How many weights of a parameter belong to one channel."""
     shape = graph.shapes[slot.tensor]
     return math.prod(shape) // shape[slot.dim] * int(slot.index.shape[1])
+
+
+def _geometric_mean(sides: list[Tensor]) -> Tensor:
+    return torch.stack(sides).prod(dim=0) ** (1 / len(sides))
 
 
 METHOD = Ssl
