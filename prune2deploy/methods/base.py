@@ -121,6 +121,8 @@ class Method(ABC, Generic[Options]):
     needs_data: the score looks at training images.
     needs_losses: the score looks at the gradient of the training loss.
     needs_judge: networks are tried out.
+    by_place: channels that are alike are told apart by their place, so that scores do not go
+        along when channels change places.
     normalisation: default for comparing groups with one another.
     """
 
@@ -133,6 +135,7 @@ class Method(ABC, Generic[Options]):
     needs_data: ClassVar[bool] = False
     needs_losses: ClassVar[bool] = False
     needs_judge: ClassVar[bool] = False
+    by_place: ClassVar[bool] = False
     normalisation: ClassVar[Normalisation] = "mean"
 
     def __init__(self, settings: Options) -> None:
@@ -203,6 +206,21 @@ def rows(tensor: Tensor, slot: Slot) -> Tensor:
     if not np.array_equal(index, np.arange(len(picked))):
         picked = picked.index_select(0, torch.from_numpy(index).to(tensor.device))
     return picked.reshape(slot.index.shape[0], -1)
+
+
+def by_channel(values: Tensor, slot: Slot, tensor: Tensor, fill: float) -> Tensor:
+    """Lay a number per channel along the slot's dimension, to multiply the parameter with.
+
+    Args:
+        values: shape (channels,). fill: for entries of no channel of the slot.
+
+    Returns:
+        What broadcasts with `tensor`, and is of its type.
+    """
+    laid = tensor.new_full((tensor.shape[slot.dim],), fill)
+    index = torch.from_numpy(slot.index).to(tensor.device)
+    laid[index] = values.to(tensor)[:, None].expand(index.shape)
+    return laid.view([-1 if dim == slot.dim else 1 for dim in range(tensor.dim())])
 
 
 def filters(context: Context, group: Group) -> list[Tensor]:

@@ -71,6 +71,11 @@ def test_other_norms_take_the_scaled_filter_too(name: str, planted: Graph) -> No
     assert order(name, planted)[0][0] == SCALED
 
 
+@pytest.mark.parametrize("name", ["greg1", "greg2"])
+def test_growing_decay_chooses_the_scaled_filter_too(name: str, planted: Graph) -> None:
+    assert order(name, planted)[0][0] == SCALED
+
+
 def test_fpgm_takes_a_copy_or_the_filter_in_the_middle(planted: Graph) -> None:
     first, scores = order("fpgm", planted)
     assert first[0] in (NORMAL, COPY, SCALED)
@@ -106,6 +111,25 @@ def test_chip_takes_the_dead_channel_and_then_the_copies(planted: Graph) -> None
     torch.testing.assert_close(scores[NORMAL], scores[COPY], rtol=1e-6, atol=0)
     # A constant map is like no other, which is why it is no good measure of constants.
     assert scores[CONSTANT] > 2 * scores[NORMAL]
+
+
+def test_oto_counts_what_a_constant_gives(planted: Graph) -> None:
+    # A scale of zero does not make a channel zero: its shift of 0.7 is still read.
+    _, scores = order("oto", planted)
+    filters = planted.model.get_parameter("0.weight").detach().flatten(1).norm(dim=1)
+    torch.testing.assert_close(scores[CONSTANT] ** 2, filters[CONSTANT] ** 2 + 0.7**2)
+
+
+def test_csgd_merges_the_copy_and_nothing_changes(planted: Graph) -> None:
+    method = make("csgd", keep=5 / 6)
+    (scores,) = method.score(Context(planted))
+    assert scores is not None
+    kept = (scores > 1).nonzero().flatten().numpy()
+    assert kept.tolist() == [c for c in range(6) if c != COPY]
+    before = run(planted.model, images())
+    method.before_cut(Context(planted), [kept])
+    small = cut(planted.model, planted.plan([kept]))
+    torch.testing.assert_close(run(small, images()), before, rtol=0, atol=1e-6)
 
 
 def test_cutting_the_constant_channel_shifts_the_answer_by_what_it_gave(planted: Graph) -> None:
