@@ -6,6 +6,7 @@ from prune2deploy.methods import (
     ccprune,
     chip,
     fpgm,
+    gbn,
     l1,
     l2,
     network_slimming,
@@ -13,8 +14,11 @@ from prune2deploy.methods import (
     oicsr,
     polarization,
     rsnli,
+    scp,
     sfp,
+    sss,
     taylor,
+    vcnnp,
 )
 from prune2deploy.methods.base import Context, Method, MethodOptions, Normalisation
 
@@ -24,6 +28,7 @@ METHODS: dict[str, type[Method[Any]]] = {
         ccprune,
         chip,
         fpgm,
+        gbn,
         l1,
         l2,
         network_slimming,
@@ -31,8 +36,11 @@ METHODS: dict[str, type[Method[Any]]] = {
         oicsr,
         polarization,
         rsnli,
+        scp,
         sfp,
+        sss,
         taylor,
+        vcnnp,
     )  # A to Z
 }
 

@@ -38,7 +38,7 @@ gates: {max_drop: 1, max_drop: 2}
         "r.yaml:4: dat: unknown key. Did you mean 'data'?",
         "r.yaml:7: data.flip: unknown key here; it belongs at data.augment.flip",
         "r.yaml:8: data.val: should be less than 1, found 2",
-        "r.yaml:11: prune.images: is an option of chip and taylor, not of l1; remove it",
+        "r.yaml:11: prune.images: is an option of chip, gbn and taylor, not of l1; remove it",
         "r.yaml:14: prune.budget.mac: unknown key. Did you mean 'macs'?",
         "r.yaml:15: finetune.epochs: missing. Expected: passes over the training images; may be "
         "a fraction.",
@@ -85,7 +85,8 @@ finetune: {epochs: 1, lr: 0.1, gamma: 0.5}
         ("images: many", "should be a valid integer, found 'many'"),
         (
             "penalty: 1.0",
-            "is an option of network_slimming, oicsr, polarization and rsnli, not of chip",
+            "is an option of gbn, network_slimming, oicsr, polarization, rsnli, scp, sss and "
+            "vcnnp, not of chip",
         ),
         ("bacth_size: 3", "unknown key. Did you mean 'batch_size'?"),
     ],
@@ -111,7 +112,7 @@ def test_a_problem_with_what_stays_in_the_file_keeps_its_line(
     good: str, problems: Problems
 ) -> None:
     assert problems(good, "prune.method=l1") == [
-        "r.yaml:8: prune.images: is an option of chip and taylor, not of l1; remove it"
+        "r.yaml:8: prune.images: is an option of chip, gbn and taylor, not of l1; remove it"
     ]
 
 
