@@ -71,6 +71,10 @@ class Gates(nn.Module):
             graph.model.register_forward_hook(self._forget, always_call=True),
         )
 
+    def forward(self, value: Any) -> Any:
+        """Pass on what comes: a Sequential calls all its parts, so this one too, as the last."""
+        return value
+
     def now(self) -> Tensor:
         """The gates of the forward pass that is running; else those of eval mode."""
         if self._now is not None:
@@ -128,6 +132,80 @@ class _Scaled(nn.Module):
             shape[dim] = -1
             original = original * values[self.get_buffer(f"which{number}")].view(shape)
         return original
+
+
+class ScaledNorm(nn.Module):
+    """A batch norm rewritten as g * (normalised + b): its scale g gates the shift as well.
+
+    A channel whose g is zero is then zero, where a plain norm would leave its shift. The scale
+    stays a parameter; b takes the place of the shift, and starts as shift / g.
+
+    Args:
+        norm: gets the new shift.
+        name: of its scale in the model.
+        gated: which channels are rewritten, shape (channels,), bool.
+        limit: b starts between -limit and limit, or a tiny scale would make it huge. So a
+            channel with a larger ratio changes its output.
+    """
+
+    gated: Tensor
+
+    def __init__(
+        self, norm: nn.modules.batchnorm._BatchNorm, name: str, gated: Tensor, limit: float
+    ) -> None:
+        super().__init__()
+        # In a tuple, or norm and this would be parts of one another.
+        self._norm = (norm,)
+        self._limit = limit
+        self.name = name
+        self.register_buffer("gated", gated, persistent=False)
+        parametrize.register_parametrization(norm, "bias", self)
+
+    @property
+    def norm(self) -> nn.modules.batchnorm._BatchNorm:
+        """The batch norm."""
+        return self._norm[0]
+
+    def forward(self, shift: Tensor) -> Tensor:
+        """The shift that the norm adds."""
+        return torch.where(self.gated, shift * self.norm.weight, shift)
+
+    def right_inverse(self, shift: Tensor) -> Tensor:
+        """What to start from, so that the norm adds this shift."""
+        ratio = (shift / self.norm.weight).nan_to_num(0.0).clamp(-self._limit, self._limit)
+        return torch.where(self.gated, ratio, shift)
+
+    def fold(self) -> None:
+        """Write the shift down that the norm adds now; what is left is the plain norm."""
+        parametrize.remove_parametrizations(self.norm, "bias")
+
+
+def scaled_norms(graph: Graph, limit: float) -> list[ScaledNorm]:
+    """Rewrite the batch norms of channels that can go; other channels of theirs stay plain.
+
+    Raises:
+        MethodError: there are none.
+    """
+    gated: dict[str, Tensor] = {}
+    shared = _shared(graph.model)
+    for slot in (slot for group in graph.groups for slot in group.of_role(Role.SCALE)):
+        norm = graph.model.get_submodule(slot.tensor.rpartition(".")[0])
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and slot.tensor not in shared:
+            device = norm.weight.device
+            start = torch.zeros(len(norm.weight), dtype=torch.bool, device=device)
+            mine = gated.setdefault(slot.tensor, start)
+            mine[torch.from_numpy(slot.index.reshape(-1)).to(device)] = True
+    if not gated:
+        raise MethodError(
+            "No channel that can go has a batch norm with a scale and a shift, so none can be "
+            "gated by one. Choose another method, for example l1."
+        )
+    found = []
+    for name, mine in gated.items():
+        module = graph.model.get_submodule(name.rpartition(".")[0])
+        assert isinstance(module, nn.modules.batchnorm._BatchNorm)
+        found.append(ScaledNorm(module, name, mine, limit))
+    return found
 
 
 class Layout:

@@ -19,6 +19,7 @@ once, without training.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import torch
 from pydantic import Field
@@ -69,34 +70,63 @@ class Taylor(Method[TaylorOptions]):
 
     def score(self, context: Context) -> list[Tensor | None]:
         """Mean over batches of the squared change, per group."""
-        if context.losses is None:
-            raise MethodError(
-                "taylor looks at the gradient of the loss and was given no losses. In Python "
-                "pass plan(..., losses=...), a function of (model, images, batch size) that "
-                "yields the loss of each batch; a recipe's task does it by itself."
-            )
-        groups = context.graph.groups
-        slots = [_gates(group) for group in groups]
-        names = {slot.tensor for some in slots for slot in some}
-        if not names:
-            nothing: list[Tensor | None] = [None] * len(groups)
-            return require_some(nothing, self.name, _MISSING)
-        # A copy, so that no gradient is left behind.
-        model = _still(copy.deepcopy(context.model))
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in names)
-        totals = [torch.zeros(group.size, dtype=torch.float64) for group in groups]
+        slots = [_gates(group) for group in context.graph.groups]
+        groups = [
+            torch.zeros(group.size, dtype=torch.float64) if some else None
+            for group, some in zip(context.graph.groups, slots, strict=True)
+        ]
+        totals = [total for total in groups if total is not None]
         batches = 0
-        wanted = -(-self.settings.images // self.settings.batch_size)
-        with progress.task("Differentiating the loss", total=wanted) as shown:
-            for loss in context.losses(model, self.settings.images, self.settings.batch_size):
-                _add(model, loss, slots, totals)
-                batches += 1
-                shown.advance(1)
-        if not batches:
-            raise MethodError("taylor was given no losses: the training set is empty.")
-        scores = [t / batches if some else None for t, some in zip(totals, slots, strict=True)]
+        settings = self.settings
+        found = changes(
+            context, [s for s in slots if s], settings.images, settings.batch_size, self.name
+        )
+        for batch in found:
+            batches += 1
+            for total, change_of_loss in zip(totals, batch, strict=True):
+                total += change_of_loss.square()
+        scores = [None if total is None else total / batches for total in groups]
         return require_some(scores, self.name, _MISSING)
+
+
+def changes(
+    context: Context, gates: list[list[Slot]], images: int, batch_size: int, method: str
+) -> Iterator[list[Tensor]]:
+    """Differentiate the loss of every batch by gates that the model need not have.
+
+    Args:
+        gates: for each what it multiplies: entries of parameters that would become zero with it.
+        method: whose score it is, for messages.
+
+    Yields:
+        Per gate the change of one batch's loss, shape (channels,), float64, in main memory;
+        nothing if there are no gates.
+
+    Raises:
+        MethodError: there are no losses, or a gradient is not finite.
+    """
+    if context.losses is None:
+        raise MethodError(
+            f"{method} looks at the gradient of the loss and was given no losses. In Python "
+            "pass plan(..., losses=...), a function of (model, images, batch size) that "
+            "yields the loss of each batch; a recipe's task does it by itself."
+        )
+    names = {slot.tensor for some in gates for slot in some}
+    if not names:
+        return
+    # A copy, so that no gradient is left behind.
+    model = _still(copy.deepcopy(context.model))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+    wanted = -(-images // batch_size)
+    empty = True
+    with progress.task("Differentiating the loss", total=wanted) as shown:
+        for loss in context.losses(model, images, batch_size):
+            empty = False
+            yield [_change(some, method) for some in _differentiated(model, loss, gates)]
+            shown.advance(1)
+    if empty:
+        raise MethodError(f"{method} was given no losses: the training set is empty.")
 
 
 def _still(model: nn.Module) -> nn.Module:
@@ -114,23 +144,31 @@ def _gates(group: Group) -> list[Slot]:
     return norms or group.of_role(Role.PRODUCER)
 
 
-def _add(model: nn.Module, loss: Tensor, slots: list[list[Slot]], totals: list[Tensor]) -> None:
-    """Add the squared changes of one batch's loss to the totals."""
+def _differentiated(
+    model: nn.Module, loss: Tensor, gates: list[list[Slot]]
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Per gate the values and the gradients of what it multiplies, in rows."""
     model.zero_grad(set_to_none=True)
     loss.backward()
-    for some, total in zip(slots, totals, strict=True):
-        found = torch.zeros_like(total)
-        for slot in some:
+    for slots in gates:
+        pairs = []
+        for slot in slots:
             parameter = model.get_parameter(slot.tensor)
-            if parameter.grad is not None:
-                value, gradient = parameter.detach().double(), parameter.grad.double()
-                found += change(rows(value, slot), rows(gradient, slot)).cpu()
-        if not found.isfinite().all():
-            raise MethodError(
-                "taylor met a gradient that is NaN or inf. Check the checkpoint, and that the "
-                "images are normalised as in training."
-            )
-        total += found.square()
+            value = parameter.detach().double()
+            gradient = torch.zeros_like(value) if parameter.grad is None else parameter.grad
+            pairs.append((rows(value, slot), rows(gradient.double(), slot)))
+        yield pairs
+
+
+def _change(pairs: list[tuple[Tensor, Tensor]], method: str) -> Tensor:
+    """The change of the loss with one gate, over all that it multiplies."""
+    found = torch.stack([change(value, gradient).cpu() for value, gradient in pairs]).sum(dim=0)
+    if not found.isfinite().all():
+        raise MethodError(
+            f"{method} met a gradient that is NaN or inf. Check the checkpoint, and that the "
+            "images are normalised as in training."
+        )
+    return found
 
 
 METHOD = Taylor

@@ -152,7 +152,7 @@ def test_a_graph_without_groups_has_no_scores() -> None:
         assert make(name).score(context) == []
 
 
-@pytest.mark.parametrize("name", ["ccprune", "network_slimming"])
+@pytest.mark.parametrize("name", ["ccprune", "gbn", "network_slimming", "scp", "vcnnp"])
 def test_methods_that_need_a_norm_say_so(name: str) -> None:
     graph = trace(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)), torch.randn(2, 3, 8, 8))
     with pytest.raises(MethodError, match=f"{name} can judge none of the 1 groups.*batch norm"):
@@ -160,7 +160,7 @@ def test_methods_that_need_a_norm_say_so(name: str) -> None:
 
 
 # These look at scales only; a score of NaN is refused by the planner.
-SCALES_ONLY = ("network_slimming", "polarization", "rsnli")
+SCALES_ONLY = ("network_slimming", "polarization", "rsnli", "scp", "sss", "vcnnp")
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in SCALES_ONLY])

@@ -99,6 +99,16 @@ def test_one_draw_per_forward_pass_serves_all_parameters() -> None:
     copy.deepcopy(graph.model)  # no graph of the last pass is held
 
 
+def test_a_sequential_model_can_have_gates() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1))
+    images = batches(4, 4)[0]
+    before = run(model, images)
+    gates = gated(trace(model, images))
+    torch.testing.assert_close(run(model, images), before)
+    gates.fold()
+    assert len(model) == 3
+
+
 def test_a_copy_of_a_gated_model_has_gates_of_its_own(mixed: Graph) -> None:
     gated(mixed)
     images = batches(4, 4)[0]

@@ -90,7 +90,7 @@ def test_taylor_takes_the_dead_channel_that_no_gradient_passes(planted: Graph) -
     assert scores[SCALED] > scores.max() / 1e3
 
 
-@pytest.mark.parametrize("name", ["network_slimming", "polarization", "rsnli"])
+@pytest.mark.parametrize("name", ["network_slimming", "polarization", "rsnli", "sss", "vcnnp"])
 def test_scales_take_the_constant_because_its_own_is_zero(name: str, planted: Graph) -> None:
     first, scores = order(name, planted)
     assert first[0] == CONSTANT
@@ -101,6 +101,22 @@ def test_ccprune_takes_the_constant_and_then_the_scaled_filter(planted: Graph) -
     first, scores = order("ccprune", planted)
     assert first[:2] == [CONSTANT, SCALED]
     assert scores[CONSTANT] == 0
+
+
+def test_gbn_takes_the_dead_channel_that_no_gradient_passes(planted: Graph) -> None:
+    first, scores = order("gbn", planted)
+    assert first[0] == DEAD
+    assert scores[DEAD] == 0
+    # The gate of a constant is its scale of zero, but the shift's gradient counts too.
+    assert scores[CONSTANT] > 0
+
+
+def test_scp_drops_the_dead_channel_only_and_keeps_the_constant(planted: Graph) -> None:
+    first, scores = order("scp", planted)
+    assert first[0] == DEAD
+    assert (scores < 0).nonzero().flatten().tolist() == [DEAD]
+    assert scores[DEAD].item() == pytest.approx(-0.05)  # surely below the threshold
+    assert scores[CONSTANT].item() == pytest.approx(0.95)  # surely above it
 
 
 def test_chip_takes_the_dead_channel_and_then_the_copies(planted: Graph) -> None:
