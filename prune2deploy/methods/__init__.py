@@ -3,9 +3,13 @@
 from typing import Any
 
 from prune2deploy.methods import (
+    bar,
     ccprune,
     chip,
+    dmc,
     fpgm,
+    gal,
+    gdp,
     l1,
     l2,
     network_slimming,
@@ -21,9 +25,13 @@ from prune2deploy.methods.base import Context, Method, MethodOptions, Normalisat
 METHODS: dict[str, type[Method[Any]]] = {
     module.METHOD.name: module.METHOD
     for module in (
+        bar,
         ccprune,
         chip,
+        dmc,
         fpgm,
+        gal,
+        gdp,
         l1,
         l2,
         network_slimming,
