@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from prune2deploy.channels.groups import Group
 from prune2deploy.channels.labels import FIXED, NodeIds
@@ -35,6 +37,12 @@ class _Products:
     def total(self, kept: Counts) -> int:
         lengths = self.base + self.copies @ kept
         return round(float((self.weight * lengths.prod(axis=1)).sum()))
+
+    def soft_total(self, kept: Tensor) -> Tensor:
+        weight, base, copies = (
+            torch.from_numpy(array).to(kept) for array in (self.weight, self.base, self.copies)
+        )
+        return (weight * (base + copies @ kept).prod(dim=1)).sum()
 
 
 class CostModel:
@@ -60,6 +68,14 @@ class CostModel:
     def macs(self, kept: Counts) -> int:
         """Multiply-accumulates of one sample."""
         return self._macs.total(kept)
+
+    def soft_macs(self, kept: Tensor) -> Tensor:
+        """`macs` of counts that need not be whole, with a gradient; a scalar of their type.
+
+        Args:
+            kept: per group how many channels are kept, shape (groups,), any float dtype.
+        """
+        return self._macs.soft_total(kept)
 
     def params(self, kept: Counts) -> int:
         """Number of parameters."""

@@ -6,11 +6,15 @@ from typing import Any
 from prune2deploy.methods.base import Context, Method, MethodOptions, Normalisation
 
 _FILES = (
+    "bar",
     "ccprune",
     "chip",
     "csgd",
+    "dmc",
     "fpgm",
+    "gal",
     "gbn",
+    "gdp",
     "greg1",
     "greg2",
     "l1",

@@ -52,6 +52,19 @@ def test_transposed_and_grouped_convolutions() -> None:
     assert graph.cost.params(np.array([2, 5])) == parameters(small)
 
 
+def test_soft_costs_are_those_of_whole_counts_with_a_gradient_between_them() -> None:
+    layers = [nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3, groups=4), nn.Flatten(), nn.Linear(48, 6)]
+    graph = trace(nn.Sequential(*layers, nn.Linear(6, 2)), torch.randn(2, 3, 6, 6))
+    assert graph.full.tolist() == [4, 6]
+    cost = graph.cost
+    for counts in (cost.full, cost.full // 2, np.ones(2, dtype=np.int64)):
+        soft = cost.soft_macs(torch.from_numpy(counts).double())
+        assert float(soft) == cost.macs(counts)
+    kept = torch.tensor([2.5, 5.25], dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(cost.soft_macs, kept)
+    assert cost.soft_macs(kept.float()).dtype == torch.float32
+
+
 def test_a_parameter_that_nothing_reads_counts_as_a_parameter() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
     model.register_parameter("unused", nn.Parameter(torch.zeros(100)))

@@ -124,3 +124,14 @@ def test_a_model_without_channels_to_gate_is_refused() -> None:
     graph = trace(model, torch.randn(2, 3, 2, 2))
     with pytest.raises(MethodError, match=r"none can have a gate.*l1"):
         Gates(graph, {}, lambda gates: torch.ones(0))
+
+
+def test_a_model_that_runs_its_parts_in_a_row_does_not_mind_the_gates() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1))
+    graph = trace(model, torch.randn(2, 3, 8, 8))
+    images = batches(4, 4)[0]
+    want = run(model, images)
+    gates = gated(graph)
+    torch.testing.assert_close(run(model, images), want)
+    gates.fold()
+    assert len(model) == 3
