@@ -13,6 +13,7 @@ from prune2deploy.methods import (
     oicsr,
     polarization,
     rsnli,
+    scop,
     sfp,
     taylor,
 )
@@ -31,6 +32,7 @@ METHODS: dict[str, type[Method[Any]]] = {
         oicsr,
         polarization,
         rsnli,
+        scop,
         sfp,
         taylor,
     )  # A to Z
