@@ -85,7 +85,7 @@ finetune: {epochs: 1, lr: 0.1, gamma: 0.5}
         ("images: many", "should be a valid integer, found 'many'"),
         (
             "penalty: 1.0",
-            "is an option of network_slimming, oicsr, polarization and rsnli, not of chip",
+            "is an option of network_slimming, oicsr, polarization, resrep and rsnli, not of chip",
         ),
         ("bacth_size: 3", "unknown key. Did you mean 'batch_size'?"),
     ],
