@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, TypeGuard
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d
@@ -93,6 +93,13 @@ def norm_behind(model: nn.Module, inputs: Inputs) -> dict[str, str | None]:
         elif followed.get(norms[0]) == [layer] and _is_plain_norm(norms[0]):
             found[names[layer]] = names[norms[0]]
     return found
+
+
+def is_dense(layer: nn.Module) -> bool:
+    """Whether each of its channels may read all it reads, with the channels it makes in front."""
+    if isinstance(layer, _ConvNd):
+        return layer.groups == 1 and not isinstance(layer, _ConvTransposeNd)
+    return isinstance(layer, nn.Linear)
 
 
 def is_norm(module: nn.Module | None) -> TypeGuard[Norm]:

@@ -15,6 +15,7 @@ from prune2deploy.methods import (
     resrep,
     rsnli,
     scop,
+    sep,
     sfp,
     taylor,
 )
@@ -35,6 +36,7 @@ METHODS: dict[str, type[Method[Any]]] = {
         resrep,
         rsnli,
         scop,
+        sep,
         sfp,
         taylor,
     )  # A to Z

@@ -46,10 +46,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from prune2deploy.channels import Graph, Group, Role
-from prune2deploy.channels.norm_links import norm_behind
+from prune2deploy.channels.norm_links import is_dense, norm_behind
 from prune2deploy.errors import MethodError
 from prune2deploy.methods.base import (
     Context,
@@ -294,7 +293,7 @@ def _pairs(graph: Graph, group: Group, links: dict[str, str | None], residual: b
     for name in made:
         slot = norms.get(links.get(name) or "")
         layer = graph.model.get_submodule(name)
-        if slot is None or not _is_dense(layer):
+        if slot is None or not is_dense(layer):
             return []
         norm = graph.model.get_submodule(slot.tensor.rpartition(".")[0])
         assert isinstance(norm, _BatchNorm)
@@ -303,13 +302,6 @@ def _pairs(graph: Graph, group: Group, links: dict[str, str | None], residual: b
             return []
         pairs.append(_Pair(layer, norm, torch.from_numpy(slot.index[:, 0])))
     return pairs
-
-
-def _is_dense(layer: nn.Module) -> bool:
-    """Whether each of its channels may read all it reads, with the channels it makes in front."""
-    if isinstance(layer, _ConvNd):
-        return layer.groups == 1 and not isinstance(layer, _ConvTransposeNd)
-    return isinstance(layer, nn.Linear)
 
 
 class _Compactors(nn.Module):
