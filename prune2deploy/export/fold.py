@@ -19,8 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 from torchvision.ops import FrozenBatchNorm2d
 
-from prune2deploy.errors import ExportError
-from prune2deploy.export.norm_links import (
+from prune2deploy.channels.norm_links import (
     Calls,
     Layer,
     Norm,
@@ -30,6 +29,7 @@ from prune2deploy.export.norm_links import (
     has_hooks,
     is_norm,
 )
+from prune2deploy.errors import ExportError
 from prune2deploy.models import explain
 
 _log = logging.getLogger(__name__)

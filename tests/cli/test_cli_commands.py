@@ -255,7 +255,7 @@ def test_methods_lists_all_and_tells_about_one(call: Call) -> None:
 
 
 def test_an_unknown_method_has_a_hint(call: Call) -> None:
-    result = call("methods", "chop")
+    result = call("methods", "chipp")
     assert result.exit_code == 1
     assert "Did you mean 'chip'?" in result.stderr
 

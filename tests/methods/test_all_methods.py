@@ -160,7 +160,7 @@ def test_methods_that_need_a_norm_say_so(name: str) -> None:
 
 
 # These look at scales only; a score of NaN is refused by the planner.
-SCALES_ONLY = ("network_slimming", "polarization", "rsnli", "scp", "sss", "vcnnp")
+SCALES_ONLY = ("network_slimming", "polarization", "rsnli", "scop", "scp", "sss", "vcnnp")
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in SCALES_ONLY])

@@ -15,10 +15,12 @@ from typing import Any, TypeAlias, TypeGuard
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d
+
+from prune2deploy.channels.forward import Inputs, call_model, mode_kept
 
 Norm: TypeAlias = _BatchNorm | FrozenBatchNorm2d
 Layer: TypeAlias = _ConvNd | nn.Linear
@@ -68,6 +70,38 @@ def foldable(calls: Calls) -> dict[Norm, list[Layer]]:
     return result
 
 
+def norm_behind(model: nn.Module, inputs: Inputs) -> dict[str, str | None]:
+    """Which batch norm, if any, takes a layer's result and is its only reader.
+
+    Returns:
+        Name of the layer: name of the norm, or None where no norm is right behind. Layers whose
+        own parameters are not all that counts, or that run more than once, are left out, and so
+        are those in front of a norm that is shared, has no statistics, scale or shift, or does
+        more than normalise.
+    """
+    with mode_kept(model, training=False):
+        calls = calls_by_running(model, inputs)
+    names = {module: name for name, module in model.named_modules()}
+    followed = foldable(calls)
+    found: dict[str, str | None] = {}
+    for layer, count in calls.layers.items():
+        norms = [norm for norm, other in calls.links if other is layer]
+        if count != 1 or layer in calls.blocked:
+            continue
+        if not norms:
+            found[names[layer]] = None
+        elif followed.get(norms[0]) == [layer] and _is_plain_norm(norms[0]):
+            found[names[layer]] = names[norms[0]]
+    return found
+
+
+def is_dense(layer: nn.Module) -> bool:
+    """Whether each of its channels may read all it reads, with the channels it makes in front."""
+    if isinstance(layer, _ConvNd):
+        return layer.groups == 1 and not isinstance(layer, _ConvTransposeNd)
+    return isinstance(layer, nn.Linear)
+
+
 def is_norm(module: nn.Module | None) -> TypeGuard[Norm]:
     """Whether the module is a batch norm, of PyTorch, derived from it, or frozen."""
     return isinstance(module, (_BatchNorm, FrozenBatchNorm2d))
@@ -83,6 +117,16 @@ def _is_plain_layer(module: nn.Module | None) -> TypeGuard[Layer]:
         and isinstance(module._parameters.get("weight"), nn.Parameter)
         and not module._modules
         and not has_hooks(module)
+    )
+
+
+def _is_plain_norm(norm: Norm) -> bool:
+    return (
+        isinstance(norm, _BatchNorm)
+        and type(norm).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+        and norm.affine
+        and norm.running_mean is not None
+        and not has_hooks(norm)
     )
 
 
@@ -155,7 +199,7 @@ class _Watch(TorchDispatchMode):
         self.norm_inputs.append((norm, self.find(args[0]) if args else None))
 
 
-def calls_by_running(model: nn.Module, example_inputs: tuple[Any, ...]) -> Calls:
+def calls_by_running(model: nn.Module, inputs: Inputs) -> Calls:
     """Run the model, in the mode it is in, and follow the tensors.
 
     Whatever the forward pass raises is not caught.
@@ -170,7 +214,7 @@ def calls_by_running(model: nn.Module, example_inputs: tuple[Any, ...]) -> Calls
     hooks += [norm.register_forward_pre_hook(watch.before_norm) for norm in norms]
     try:
         with torch.no_grad(), watch:
-            output = model(*example_inputs)
+            output = call_model(model, inputs)
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,0 +1,416 @@
+"""ResRep: 1x1 convolutions behind the batch norms learn which channels to forget.
+
+Paper: Ding, Hao, Tan, Liu, Han, Guo, Ding, "ResRep: Lossless CNN Pruning via Decoupling
+Remembering and Forgetting", ICCV 2021, https://arxiv.org/abs/2007.03260; read in the authors'
+code.
+
+Behind each batch norm of C channels stands a compactor: a matrix Q of shape (C, C), at first
+the identity. All other weights train as usual. Row c of Q has the gradient
+
+    mask_c * (gradient of the task's loss) + penalty * Q_c / |Q_c|
+
+and is moved by SGD of its own, with momentum 0.99, without weight decay and with the training's
+learning rate. mask_c is 0 for rows to be forgotten: again and again the rows with the lowest
+norms over the whole network are chosen, more of them each time, until the network without their
+channels has the multiply-accumulates of `keep`. A row may be taken back. score_c = |Q_c|,
+comparable over the network, since all start at 1.
+
+After the training Q is folded into layer and norm, exactly: with y = Q norm(layer(x)), the new
+layer gives y minus a constant, and the new norm, whose scale is the deviation of y as the
+training saw it and whose statistics are those of y, gives y. So what is left is a network of
+the same modules that can be trained on.
+
+Compacted are groups that one layer with one norm right behind it makes (the inner layers of
+residual blocks); with `residual` also those that several such pairs make, which then share one
+Q. Depthwise and transposed convolutions have none, and no layer has whose result is read
+elsewhere too. Groups without one are not judged and stay whole. Without any training all groups
+are judged by the L2 norm of their filters over its mean, as a row's norm says nothing yet.
+
+Differs from the code: it masks 4 more channels each 200 steps; here the number rises in a
+straight line to all channels within the share `grow` of the training, so that short trainings
+reach `keep` as well; the layer keeps its norm, where the code's ends with a bias instead; rows
+are removed by the recipe's budget (give it the same share), not below a norm of 1e-5.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from prune2deploy.channels import Graph, Group, Role
+from prune2deploy.channels.norm_links import is_dense, norm_behind
+from prune2deploy.errors import MethodError
+from prune2deploy.methods.base import (
+    Context,
+    Counts,
+    Method,
+    MethodOptions,
+    Step,
+    filters,
+    require_some,
+)
+
+log = logging.getLogger(__name__)
+
+_NAME = "prune2deploy_compactors"
+_MOMENTUM = 0.99
+
+
+def penalised(gradient: Tensor, rows: Tensor, mask: Tensor, penalty: float) -> Tensor:
+    """Return mask_c * gradient_c + penalty * Q_c / |Q_c|.
+
+    Args:
+        gradient, rows: shape (channels, channels). mask: shape (channels,), 1 or 0.
+    """
+    direction: Tensor = rows / (rows.norm(dim=1, keepdim=True) + 1e-12)
+    return mask[:, None] * gradient + penalty * direction
+
+
+def forgotten(
+    norms: Sequence[Tensor], most: int, macs: Callable[[Sequence[int]], int], target: float
+) -> list[Tensor]:
+    """Choose the rows to forget: the lowest of all, as few as bring the cost to the target.
+
+    Args:
+        norms: per group shape (channels,).
+        most: rows that may be chosen at most.
+        macs: cost of the network as a function of the channels that each of the groups keeps.
+
+    Returns:
+        Per group shape (channels,), bool. The largest of a group is never chosen.
+    """
+    owner = torch.cat([torch.full((len(n),), g) for g, n in enumerate(norms)])
+    place = torch.cat([torch.arange(len(n)) for n in norms])
+    values = torch.cat(list(norms))
+    order = values.argsort(stable=True)
+    largest = {(g, int(n.argmax())) for g, n in enumerate(norms)}
+    pairs = [(int(owner[i]), int(place[i])) for i in order.tolist()]
+    pairs = [pair for pair in pairs if pair not in largest][:most]
+
+    def cost(count: int) -> int:
+        gone = np.bincount([g for g, _ in pairs[:count]], minlength=len(norms))
+        return macs([len(n) - int(k) for n, k in zip(norms, gone, strict=True)])
+
+    low, high = 0, len(pairs)
+    while low < high:
+        middle = (low + high) // 2
+        if cost(middle) <= target:
+            high = middle
+        else:
+            low = middle + 1
+    chosen = [torch.zeros(len(n), dtype=torch.bool) for n in norms]
+    for group, channel in pairs[:low]:
+        chosen[group][channel] = True
+    return chosen
+
+
+class ResRepOptions(MethodOptions):
+    """Options of ResRep."""
+
+    keep: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="Share of the multiply-accumulates that the network has without the rows to "
+        "be forgotten; give the budget the same.",
+    )
+    penalty: float = Field(
+        1e-4,
+        ge=0,
+        description="Weight of the rows' norms. Each step takes about rate * penalty / 0.01 off "
+        "the norm of a forgotten row, which is 1 at first: raise it for short trainings.",
+    )
+    start: float = Field(
+        0.01, ge=0, lt=1, description="Share of the training before the first row is forgotten."
+    )
+    grow: float = Field(
+        0.3, gt=0, lt=1, description="Share of the training in which rows are added, from `start`."
+    )
+    interval: float = Field(
+        0.002, gt=0, lt=1, description="Share of the training between two choices of rows."
+    )
+    residual: bool = Field(
+        False, description="Compact channels that several layers make together as well."
+    )
+
+
+class ResRep(Method[ResRepOptions]):
+    """Row norms of compactors behind the batch norms, some of which are made to forget."""
+
+    name = "resrep"
+    summary = "row norm of a 1x1 convolution behind its batch norm that learns to forget channels"
+    source = (
+        "Ding, Hao, Tan, Liu, Han, Guo, Ding: ResRep: Lossless CNN Pruning via Decoupling "
+        "Remembering and Forgetting, ICCV 2021, https://arxiv.org/abs/2007.03260"
+    )
+    cost = "one training run"
+    options = ResRepOptions
+    needs_training = True
+    normalisation = "none"  # all rows start at 1
+
+    def __init__(self, settings: ResRepOptions) -> None:
+        super().__init__(settings)
+        self._compactors: _Compactors | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._macs: Callable[[Sequence[int]], int] = len
+        self._target = 0.0
+        self._chosen_at = 0
+        self._norms: dict[str, Tensor] = {}
+
+    def attach(self, graph: Graph) -> None:
+        """Put compactors behind the norms."""
+        # The cost looks at the model's parameters, so before compactors are among them.
+        cost, full = graph.cost, graph.full
+        links = norm_behind(graph.model, graph.inputs)
+        pairs = [_pairs(graph, group, links, self.settings.residual) for group in graph.groups]
+        numbers = [number for number, some in enumerate(pairs) if some]
+        if not numbers:
+            raise MethodError(
+                "resrep needs channels that one convolution or linear layer with a batch norm "
+                "right behind it makes, and none of them can go. Choose another method, for "
+                "example l1" + ("." if self.settings.residual else ", or set residual: true.")
+            )
+
+        def macs(kept: Sequence[int]) -> int:
+            counts: Counts = full.copy()
+            counts[numbers] = kept
+            return cost.macs(counts)
+
+        self._macs, self._target = macs, self.settings.keep * cost.macs(full)
+        self._compactors = _Compactors(
+            graph.model, {graph.groups[n].name: pairs[n] for n in numbers}
+        )
+        self._optimizer = torch.optim.SGD(
+            self._compactors.matrices, lr=0.0, momentum=_MOMENTUM, weight_decay=0.0
+        )
+        self._chosen_at = 0
+
+    def own_parameters(self) -> Sequence[nn.Parameter]:
+        """The compactors."""
+        return () if self._compactors is None else list(self._compactors.matrices)
+
+    def after_backward(self) -> None:
+        """Take the task's gradient from forgotten rows, and add the penalty to all."""
+        if self._compactors is None:
+            return
+        with torch.no_grad():
+            for matrix, mask in self._compactors.masked():
+                if matrix.grad is not None:
+                    new = penalised(matrix.grad, matrix, mask, self.settings.penalty)
+                    matrix.grad.copy_(new)
+
+    def after_step(self, step: Step) -> None:
+        """Move the compactors, and from time to time choose which rows to forget."""
+        if self._compactors is None or self._optimizer is None:
+            return
+        for group in self._optimizer.param_groups:
+            group["lr"] = step.lr
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        every = max(1, round(self.settings.interval * step.total))
+        if step.progress <= self.settings.start or step.number - self._chosen_at < every:
+            return
+        self._chosen_at = step.number
+        norms = self._compactors.norms()
+        share = min(1.0, (step.progress - self.settings.start) / self.settings.grow)
+        most = math.ceil(share * sum(len(n) for n in norms))
+        self._compactors.forget(forgotten(norms, most, self._macs, self._target))
+
+    def detach(self) -> None:
+        """Fold the compactors into layers and norms."""
+        if self._compactors is not None:
+            self._norms = self._compactors.fold()
+            self._warn()
+        self._compactors = self._optimizer = None
+
+    def _warn(self) -> None:
+        assert self._compactors is not None
+        left = [
+            n[mask == 0]
+            for n, (_, mask) in zip(self._norms.values(), self._compactors.masked(), strict=True)
+        ]
+        rest = torch.cat([some.cpu() for some in left])
+        if len(rest) and float(rest.max()) > 0.1:
+            log.warning(
+                "resrep: of %d rows to be forgotten, the largest still has a norm of %.2f. Raise "
+                "its penalty (now %g), or train longer.",
+                len(rest),
+                float(rest.max()),
+                self.settings.penalty,
+            )
+
+    def score(self, context: Context) -> list[Tensor | None]:
+        """Row norms of compactors; without any training, filter norms."""
+        if not self._norms:
+            return self._filter_norms(context)
+        scores: list[Tensor | None] = []
+        for group in context.graph.groups:
+            norms = self._norms.get(group.name)
+            if norms is not None and len(norms) != group.size:
+                raise MethodError(
+                    f"resrep was trained on a network with other channels: '{group.name}' has "
+                    f"{group.size} and {len(norms)} were learned. Train with its hooks again "
+                    "after each cut (prune.schedule.finetune_epochs above 0)."
+                )
+            scores.append(norms)
+        return require_some(scores, self.name, "none had a compactor in the training")
+
+    def _filter_norms(self, context: Context) -> list[Tensor | None]:
+        scores: list[Tensor | None] = []
+        for group in context.graph.groups:
+            parts = filters(context, group)
+            norms = torch.cat(parts, dim=1).norm(dim=1) if parts else None
+            scores.append(None if norms is None else norms / norms.mean().clamp_min(1e-12))
+        return require_some(scores, self.name, "no layer with weights produces them")
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A layer, the norm behind it, and where in them the group's channels are, shape (size,)."""
+
+    layer: nn.Module
+    norm: _BatchNorm
+    order: Tensor
+
+
+def _pairs(graph: Graph, group: Group, links: dict[str, str | None], residual: bool) -> list[_Pair]:
+    """The layers that make a group, each with its norm; empty if a compactor is not possible."""
+    norms = {slot.tensor.rpartition(".")[0]: slot for slot in group.of_role(Role.SCALE)}
+    made = dict.fromkeys(s.tensor.rpartition(".")[0] for s in group.of_role(Role.PRODUCER))
+    if len(made) != len(norms) or not made or (len(made) > 1 and not residual):
+        return []
+    pairs = []
+    for name in made:
+        slot = norms.get(links.get(name) or "")
+        layer = graph.model.get_submodule(name)
+        if slot is None or not is_dense(layer):
+            return []
+        norm = graph.model.get_submodule(slot.tensor.rpartition(".")[0])
+        assert isinstance(norm, _BatchNorm)
+        # Channels that stay or belong to another group would be mixed in.
+        if slot.index.shape != (norm.num_features, 1):
+            return []
+        pairs.append(_Pair(layer, norm, torch.from_numpy(slot.index[:, 0])))
+    return pairs
+
+
+class _Compactors(nn.Module):
+    """A matrix per group, applied behind its norms; a part of the model as long as it trains."""
+
+    def __init__(self, model: nn.Module, pairs: dict[str, list[_Pair]]) -> None:
+        super().__init__()
+        # In tuples, or they would be registered as parts of this module.
+        self._model = (model,)
+        self._names = tuple(pairs)
+        self._pairs = tuple((n, pair) for n, some in enumerate(pairs.values()) for pair in some)
+        starts = [some[0].norm.weight.detach() for some in pairs.values()]
+        self.matrices = nn.ParameterList(nn.Parameter(torch.diag(s * 0 + 1)) for s in starts)
+        for number, start in enumerate(starts):
+            self.register_buffer(f"mask{number}", torch.ones_like(start))
+        self._handles = []
+        for number, (_, pair) in enumerate(self._pairs):
+            # What a norm gives has its shift and scale for mean and deviation.
+            self.register_buffer(f"mean{number}", pair.norm.bias.detach().clone())
+            self.register_buffer(f"variance{number}", pair.norm.weight.detach().square())
+            self.register_buffer(f"order{number}", pair.order.to(pair.norm.weight.device))
+            self._handles.append(pair.norm.register_forward_hook(_Behind(self, number)))
+        model.add_module(_NAME, self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what comes: an nn.Sequential calls all its parts in turn, and this is one."""
+        return x
+
+    def matrix(self, number: int) -> Tensor:
+        """The compactor of a pair, its rows and columns in the order of the norm's channels."""
+        back = self.get_buffer(f"order{number}").argsort()
+        found: Tensor = self.matrices[self._pairs[number][0]][back][:, back]
+        return found
+
+    def apply_to(self, number: int, normed: Tensor) -> Tensor:
+        """Multiply, and in training follow mean and variance of the result."""
+        matrix = self.matrix(number).to(normed.dtype)
+        convolve = (F.linear, F.conv1d, F.conv2d, F.conv3d)[normed.dim() - 2]
+        y = convolve(normed, matrix.view(*matrix.shape, *[1] * (normed.dim() - 2)))
+        norm = self._pairs[number][1].norm
+        if norm.training:
+            with torch.no_grad():
+                seen = y.detach().float().transpose(0, 1).flatten(1)
+                factor = norm.momentum
+                if factor is None:
+                    factor = 1 / max(1, int(norm.num_batches_tracked or 1))
+                self.get_buffer(f"mean{number}").lerp_(seen.mean(dim=1), factor)
+                self.get_buffer(f"variance{number}").lerp_(seen.var(dim=1), factor)
+        return y
+
+    def masked(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """Each matrix with its mask."""
+        return [(m, self.get_buffer(f"mask{n}")) for n, m in enumerate(self.matrices)]
+
+    def norms(self) -> list[Tensor]:
+        """Row norms per group."""
+        return [m.detach().norm(dim=1).cpu() for m in self.matrices]
+
+    def forget(self, chosen: list[Tensor]) -> None:
+        """Mask these rows, and no others."""
+        for (_, mask), gone in zip(self.masked(), chosen, strict=True):
+            mask.copy_(~gone)
+
+    @torch.no_grad()
+    def fold(self) -> dict[str, Tensor]:
+        """Leave the plain model behind; return the row norms per name of a group."""
+        (model,) = self._model
+        for handle in self._handles:
+            handle.remove()
+        for number, (_, pair) in enumerate(self._pairs):
+            mean, variance = self.get_buffer(f"mean{number}"), self.get_buffer(f"variance{number}")
+            _fold(pair.layer, pair.norm, self.matrix(number), mean, variance)
+        del model._modules[_NAME]
+        return dict(zip(self._names, self.norms(), strict=True))
+
+
+class _Behind:
+    """Hook of a norm. A class, so that a copy of the model has hooks that know the copy."""
+
+    def __init__(self, compactors: _Compactors, number: int) -> None:
+        self._compactors = compactors
+        self._number = number
+
+    def __call__(self, norm: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return self._compactors.apply_to(self._number, output)
+
+
+def _fold(layer: Any, norm: _BatchNorm, matrix: Tensor, mean: Tensor, variance: Tensor) -> None:
+    """Change layer and norm so that together they give matrix @ norm(layer(x)), exactly.
+
+    mean, variance: of that, per channel; any with variance >= 0 are right.
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    q, m, v = matrix.double(), mean.double(), variance.double()
+    scale = norm.weight.double() * torch.rsqrt(norm.running_var.double() + norm.eps)
+    shift = norm.bias.double() - scale * norm.running_mean.double()
+    if layer.bias is not None:
+        shift = shift + scale * layer.bias.double()
+    constant = q @ shift
+    layer.weight.copy_(((q * scale) @ layer.weight.double().flatten(1)).view_as(layer.weight))
+    norm.running_mean.copy_(m)
+    if layer.bias is not None:
+        layer.bias.copy_(constant)
+    else:
+        norm.running_mean.copy_(m - constant)
+    norm.running_var.copy_(v)
+    norm.weight.copy_((norm.running_var.double() + norm.eps).sqrt())
+    norm.bias.copy_(m)
+
+
+METHOD = ResRep
