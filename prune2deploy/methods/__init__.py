@@ -15,6 +15,7 @@ from prune2deploy.methods import (
     rsnli,
     sfp,
     taylor,
+    thinet,
 )
 from prune2deploy.methods.base import Context, Method, MethodOptions, Normalisation
 
@@ -33,6 +34,7 @@ METHODS: dict[str, type[Method[Any]]] = {
         rsnli,
         sfp,
         taylor,
+        thinet,
     )  # A to Z
 }
 

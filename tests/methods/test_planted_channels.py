@@ -108,6 +108,12 @@ def test_chip_takes_the_dead_channel_and_then_the_copies(planted: Graph) -> None
     assert scores[CONSTANT] > 2 * scores[NORMAL]
 
 
+def test_thinet_takes_the_dead_channel_that_adds_nothing(planted: Graph) -> None:
+    first, scores = order("thinet", planted)
+    assert first[0] == DEAD
+    assert scores.sort().values.tolist() == pytest.approx([n / 6 for n in range(1, 7)])
+
+
 def test_cutting_the_constant_channel_shifts_the_answer_by_what_it_gave(planted: Graph) -> None:
     model = planted.model
     small = cut(model, planted.plan([[0, 1, 2, 4, 5]]))
