@@ -76,6 +76,8 @@ def _needs(method: type[Method[Any]]) -> str:
         needs.append("training images")
     if method.needs_losses:
         needs.append("gradients of the loss")
+    if method.needs_judge:
+        needs.append("validation images")
     return ", ".join(needs) or "the weights only"
 
 

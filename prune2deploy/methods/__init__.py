@@ -5,6 +5,7 @@ from typing import Any
 from prune2deploy.methods import (
     ccprune,
     chip,
+    eagleeye,
     fpgm,
     l1,
     l2,
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Method[Any]]] = {
     for module in (
         ccprune,
         chip,
+        eagleeye,
         fpgm,
         l1,
         l2,

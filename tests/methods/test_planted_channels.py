@@ -66,7 +66,7 @@ def test_l1_takes_the_scaled_filter_because_it_ignores_the_norm(planted: Graph) 
     assert order("l1", planted)[0][0] == SCALED
 
 
-@pytest.mark.parametrize("name", ["l2", "sfp"])
+@pytest.mark.parametrize("name", ["eagleeye", "l2", "sfp"])
 def test_other_norms_take_the_scaled_filter_too(name: str, planted: Graph) -> None:
     assert order(name, planted)[0][0] == SCALED
 
