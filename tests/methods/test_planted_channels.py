@@ -114,6 +114,23 @@ def test_thinet_takes_the_dead_channel_that_adds_nothing(planted: Graph) -> None
     assert scores.sort().values.tolist() == pytest.approx([n / 6 for n in range(1, 7)])
 
 
+def test_nisp_looks_only_at_the_weights_that_read_a_channel(planted: Graph) -> None:
+    # Behind the norm nothing planted can be seen: what is read with the least weight goes first.
+    first, scores = order("nisp", planted)
+    read = planted.model.get_parameter("3.weight").detach().abs().sum((0, 2, 3))
+    assert first == read.argsort().tolist()
+    torch.testing.assert_close(scores, read / read.max())
+
+
+def test_nisp_on_data_takes_the_constants(planted: Graph) -> None:
+    # What does not vary is no feature. It reads the same 6 channels, so none is passed through.
+    context = Context(planted, lambda count, size: [images()])
+    (scores,) = make("nisp", ranking="inf_fs").score(context)
+    assert scores is not None
+    assert set(scores.argsort().tolist()[:2]) == {DEAD, CONSTANT}
+    torch.testing.assert_close(scores[NORMAL], scores[COPY])
+
+
 def test_cutting_the_constant_channel_shifts_the_answer_by_what_it_gave(planted: Graph) -> None:
     model = planted.model
     small = cut(model, planted.plan([[0, 1, 2, 4, 5]]))

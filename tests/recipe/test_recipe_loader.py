@@ -38,8 +38,8 @@ gates: {max_drop: 1, max_drop: 2}
         "r.yaml:4: dat: unknown key. Did you mean 'data'?",
         "r.yaml:7: data.flip: unknown key here; it belongs at data.augment.flip",
         "r.yaml:8: data.val: should be less than 1, found 2",
-        "r.yaml:11: prune.images: is an option of chip, eagleeye, taylor and thinet, not of l1; "
-        "remove it",
+        "r.yaml:11: prune.images: is an option of chip, eagleeye, nisp, taylor and thinet, not of "
+        "l1; remove it",
         "r.yaml:14: prune.budget.mac: unknown key. Did you mean 'macs'?",
         "r.yaml:15: finetune.epochs: missing. Expected: passes over the training images; may be "
         "a fraction.",
@@ -112,8 +112,8 @@ def test_a_problem_with_what_stays_in_the_file_keeps_its_line(
     good: str, problems: Problems
 ) -> None:
     assert problems(good, "prune.method=l1") == [
-        "r.yaml:8: prune.images: is an option of chip, eagleeye, taylor and thinet, not of l1; "
-        "remove it"
+        "r.yaml:8: prune.images: is an option of chip, eagleeye, nisp, taylor and thinet, not of "
+        "l1; remove it"
     ]
 
 
