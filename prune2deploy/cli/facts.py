@@ -72,6 +72,8 @@ def _needs(method: type[Method[Any]]) -> str:
     needs = []
     if method.needs_training:
         needs.append("prune.train")
+    if method.may_train:
+        needs.append("prune.train only if it shall learn")
     if method.needs_data:
         needs.append("training images")
     if method.needs_losses:
