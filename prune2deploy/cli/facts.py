@@ -72,10 +72,14 @@ def _needs(method: type[Method[Any]]) -> str:
     needs = []
     if method.needs_training:
         needs.append("prune.train")
+    if method.may_train:
+        needs.append("prune.train only if it shall learn")
     if method.needs_data:
         needs.append("training images")
     if method.needs_losses:
         needs.append("gradients of the loss")
+    if method.needs_judge:
+        needs.append("validation images")
     return ", ".join(needs) or "the weights only"
 
 

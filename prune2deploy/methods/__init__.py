@@ -11,6 +11,7 @@ _FILES = (
     "chip",
     "csgd",
     "dmc",
+    "eagleeye",
     "fpgm",
     "gal",
     "gbn",
@@ -33,6 +34,7 @@ _FILES = (
     "ssl",
     "sss",
     "taylor",
+    "thinet",
     "vcnnp",
 )  # A to Z
 

@@ -8,7 +8,7 @@ method overrides them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from prune2deploy import progress
 from prune2deploy.channels import Graph, Group, Role, Slot
 from prune2deploy.errors import MethodError
 
@@ -123,6 +124,7 @@ class Method(ABC, Generic[Options]):
     needs_judge: networks are tried out.
     by_place: channels that are alike are told apart by their place, so that scores do not go
         along when channels change places.
+    may_train: has hooks for a training, and means something without one as well.
     normalisation: default for comparing groups with one another.
     """
 
@@ -136,6 +138,7 @@ class Method(ABC, Generic[Options]):
     needs_losses: ClassVar[bool] = False
     needs_judge: ClassVar[bool] = False
     by_place: ClassVar[bool] = False
+    may_train: ClassVar[bool] = False
     normalisation: ClassVar[Normalisation] = "mean"
 
     def __init__(self, settings: Options) -> None:
@@ -241,6 +244,30 @@ def filters(context: Context, group: Group) -> list[Tensor]:
     return found
 
 
+def joint_norms(parts: Sequence[Tensor]) -> Tensor:
+    """L2 norm of each channel's entries in all parts together.
+
+    Args:
+        parts: each of shape (channels, entries).
+
+    Returns:
+        Shape (channels,), >= 0.
+    """
+    norms: Tensor = torch.linalg.vector_norm(torch.cat(list(parts), dim=1), dim=1)
+    return norms
+
+
+def filter_norms(context: Context, method: str) -> list[Tensor | None]:
+    """Score every group by the L2 norm of the filters that produce a channel, as one vector.
+
+    Raises:
+        MethodError: no group is produced by a layer with weights.
+    """
+    parts = [filters(context, group) for group in context.graph.groups]
+    scores = [joint_norms(some) if some else None for some in parts]
+    return require_some(scores, method, "no layer with weights produces them")
+
+
 def scales(context: Context, group: Group) -> list[Tensor]:
     """Batch-norm scales (gamma) of the group, per layer shape (channels, copies)."""
     return [rows(context.tensor(s.tensor), s) for s in group.of_role(Role.SCALE)]
@@ -269,6 +296,32 @@ def mean_scales(context: Context, method: str) -> list[Tensor | None]:
         parts = [gamma.abs().mean(dim=1) for gamma in scales(context, group)]
         scores.append(torch.stack(parts).mean(dim=0) if parts else None)
     return require_some(scores, method, "none has a batch norm with a scale")
+
+
+def training_images(
+    context: Context, method: str, count: int, batch_size: int, label: str
+) -> Iterator[Tensor]:
+    """Batches of training images for a score that looks at what the network makes of them.
+
+    Args:
+        label: says what is done with them, for the progress bar.
+
+    Raises:
+        MethodError: there are none.
+    """
+    if context.images is None:
+        raise MethodError(
+            f"{method} looks at training images and was given no images. Pass some: "
+            "in a recipe 'data', in Python plan(..., images=batches)."
+        )
+    seen = 0
+    with progress.task(label, total=count) as shown:
+        for batch in context.images(count, batch_size):
+            yield batch
+            seen += len(batch)
+            shown.advance(len(batch))
+    if not seen:
+        raise MethodError(f"{method} was given no images: the training set is empty.")
 
 
 def require_some(scores: list[Tensor | None], method: str, missing: str) -> list[Tensor | None]:

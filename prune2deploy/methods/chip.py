@@ -33,11 +33,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from prune2deploy import progress
 from prune2deploy.channels import Tap
 from prune2deploy.channels.activations import read_activations
 from prune2deploy.errors import MethodError
-from prune2deploy.methods.base import Context, Method, MethodOptions, require_some
+from prune2deploy.methods.base import (
+    Context,
+    Method,
+    MethodOptions,
+    require_some,
+    training_images,
+)
 
 NODES = 128
 LOWEST, HIGHEST = -20.0, 14.0
@@ -118,11 +123,6 @@ class Chip(Method[ChipOptions]):
 
     def score(self, context: Context) -> list[Tensor | None]:
         """Mean independence over images, added up over the maps a group appears in."""
-        if context.images is None:
-            raise MethodError(
-                "chip looks at feature maps and was given no images. Pass training images: "
-                "in a recipe 'data', in Python plan(..., images=batches)."
-            )
         readers: dict[int, list[tuple[int, Tap]]] = {}
         for number, group in enumerate(context.graph.groups):
             for tap in group.taps:
@@ -138,13 +138,10 @@ class Chip(Method[ChipOptions]):
                     flat.add((number, site))
 
         seen = 0
-        with progress.task("Reading feature maps", total=self.settings.images) as shown:
-            for batch in context.images(self.settings.images, self.settings.batch_size):
-                read_activations(context.model, batch, readers, visit)
-                seen += len(batch)
-                shown.advance(len(batch))
-        if not seen:
-            raise MethodError("chip was given no images: the training set is empty.")
+        count, size = self.settings.images, self.settings.batch_size
+        for batch in training_images(context, self.name, count, size, "Reading feature maps"):
+            read_activations(context.model, batch, readers, visit)
+            seen += len(batch)
         scores = [_total(number, sums, flat, seen) for number in range(len(context.graph.groups))]
         return require_some(scores, self.name, "no layer reads their feature maps")
 

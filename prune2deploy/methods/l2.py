@@ -11,23 +11,9 @@ of them: it is the norm of all weights that would go.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from prune2deploy.methods.base import Context, Method, MethodOptions, filters, require_some
-
-
-def score(weight: Tensor) -> Tensor:
-    """Return the L2 norm of each filter.
-
-    Args:
-        weight: shape (channels, ...), one row per filter. Not modified.
-
-    Returns:
-        Shape (channels,), same dtype, >= 0; comparable within one layer only.
-    """
-    norms: Tensor = torch.linalg.vector_norm(weight.flatten(1), dim=1)
-    return norms
+from prune2deploy.methods.base import Context, Method, MethodOptions, filter_norms
 
 
 class L2(Method[MethodOptions]):
@@ -42,11 +28,7 @@ class L2(Method[MethodOptions]):
 
     def score(self, context: Context) -> list[Tensor | None]:
         """The norm over all layers that produce a group, taken together."""
-        scores: list[Tensor | None] = []
-        for group in context.graph.groups:
-            parts = filters(context, group)
-            scores.append(score(torch.cat(parts, dim=1)) if parts else None)
-        return require_some(scores, self.name, "no layer with weights produces them")
+        return filter_norms(context, self.name)
 
 
 METHOD = L2

@@ -6,211 +6,97 @@ Importance Score Propagation", CVPR 2018, https://arxiv.org/abs/1711.05908.
 The score of a neuron is the sum over the neurons that read it of |weight| times their score:
 s_k = |W_(k+1)|^T s_(k+1). A channel's score is the sum over its positions.
 
-Computed by a shadow of the network: weights become |W|, biases 0, a batch norm becomes
-|gamma| / sqrt(variance + eps), activations become the identity, a maximum the average, and a
-product of two maps (squeeze-and-excitation) a sum, so that both get the whole score. That
-network is linear, and its gradient at a map is the score of the map's neurons; residual
-additions, concatenations and strides come by themselves. In float64, as scores grow from layer
-to layer.
+Computed as the gradient of a linear shadow of the network (shadow.py says what becomes of
+norms, activations and pools), in float64, as scores grow from layer to layer.
 
-Differs from the paper, of which the propagation could not be read in full: the final responses
-start with a score of 1 per output, so that their inputs get the sum of |W| over all classes,
-where the paper ranks the final responses by a feature selection on data.
+The scores start at the final responses, which are what the last layer (the classifier) reads.
+With ranking classifier a response's score is the sum of |W| over all classes, which needs no
+data. With ranking inf_fs they are ranked as in the paper, by infinite feature selection (Roffo,
+Melzi, Cristani, "Infinite Feature Selection", ICCV 2015) on training images: with X the
+responses, shape (images, F), std_i the deviation of one over the largest of all, and rho its rank
+correlation (Spearman's),
+
+    A_ij = 1/2 max(std_i, std_j) + 1/2 (1 - |rho_ij|)
+    s = row sums of (I - r A)^-1 - I,  r = 0.9 / largest eigenvalue of A
+
+so that a response counts that varies and is unlike others, over paths of any length through A.
+A response that is constant counts as like all others. Of a map the mean over positions is taken.
+
+Differs from the paper, of which neither the propagation nor the constants of the ranking (1/2
+and 0.9) could be read in full: the default is classifier, which is ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+from pydantic import Field
+from scipy.stats import rankdata
+from torch import Tensor
 
-from prune2deploy.channels import Group, Role
-from prune2deploy.channels.forward import Inputs, call_model, mode_kept, output_tensors
+from prune2deploy.channels import Graph, Group, Role
+from prune2deploy.channels.activations import read_activations
 from prune2deploy.errors import MethodError
-from prune2deploy.methods.base import Context, Method, MethodOptions, filters, require_some
-
-# fmt: off
-_IDENTITIES = frozenset(
-    {
-        "relu", "relu_", "relu6", "hardtanh", "hardtanh_", "leaky_relu", "leaky_relu_", "elu",
-        "elu_", "selu", "celu", "gelu", "silu", "silu_", "mish", "hardswish", "hardswish_",
-        "hardsigmoid", "hardsigmoid_", "sigmoid", "sigmoid_", "tanh", "tanh_", "softplus",
-        "prelu", "clamp", "clamp_", "dropout", "dropout2d", "dropout3d", "feature_dropout",
-        "softmax", "log_softmax", "logsigmoid", "exp", "sqrt", "rsqrt", "pow", "abs",
-    }
+from prune2deploy.methods.base import (
+    Context,
+    Method,
+    MethodOptions,
+    filters,
+    require_some,
+    training_images,
 )
-# fmt: on
-_CONVOLUTIONS = frozenset(
-    {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
-)
-_POOLS: Mapping[str, Callable[..., Tensor]] = {
-    "max_pool1d": F.avg_pool1d,
-    "max_pool2d": F.avg_pool2d,
-    "max_pool3d": F.avg_pool3d,
-    "adaptive_max_pool1d": F.adaptive_avg_pool1d,
-    "adaptive_max_pool2d": F.adaptive_avg_pool2d,
-    "adaptive_max_pool3d": F.adaptive_avg_pool3d,
-}
-_ATTENTION = frozenset(
-    {
-        "matmul",
-        "__matmul__",
-        "bmm",
-        "scaled_dot_product_attention",
-        "multi_head_attention_forward",
-    }
-)
-_PRODUCTS = frozenset({"mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply"})
+from prune2deploy.methods.shadow import propagate
+
+MOST_RESPONSES = 8192
+"""Infinite feature selection takes a matrix of responses × responses, here at most 512 MiB."""
 
 
-class _Shadow(TorchFunctionMode):
-    """Runs a model as its shadow; adds up the gradient of what each weight makes.
-
-    sums: by the name of a weight, one score per output channel, once backward has run.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self._names = {id(p): name for name, p in model.named_parameters()}
-        self.sums: dict[str, Tensor] = {}
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
-        if name in _IDENTITIES:
-            return args[0] if args else kwargs["input"]
-        if name in _CONVOLUTIONS or name == "linear":
-            x, weight, _, *rest = _filled(args, kwargs, ("input", "weight", "bias"))
-            named = {k: v for k, v in kwargs.items() if k not in ("input", "weight", "bias")}
-            out = func(x.double(), weight.detach().abs().double(), None, *rest, **named)
-            return self._watched(weight, out, -1 if name == "linear" else 1)
-        if name == "batch_norm":
-            return self._normalised(*_filled(args, kwargs, _NORM_ARGUMENTS))
-        if name in ("layer_norm", "group_norm", "instance_norm", "rms_norm"):
-            return self._scaled(name, args, kwargs)
-        if name in _POOLS:
-            return _averaged(name, args, kwargs)
-        if name in _PRODUCTS and all(isinstance(a, Tensor) for a in args[:2]):
-            a, b = args[:2]
-            if a.requires_grad and b.requires_grad:
-                return a + b
-        if name in _ATTENTION and all(a.requires_grad for a in args[:2] if isinstance(a, Tensor)):
-            raise MethodError(
-                "nisp propagates scores through layers with weights, and this network multiplies "
-                "two feature maps, as attention does. Choose another method, for example taylor."
-            )
-        return func(*args, **kwargs)
-
-    def _watched(self, weight: Tensor | None, out: Tensor, dim: int) -> Tensor:
-        name = self._names.get(id(weight))
-        if name is not None and out.requires_grad:
-
-            def add(gradient: Tensor) -> None:
-                found = gradient.movedim(dim, 0).flatten(1).sum(dim=1)
-                self.sums[name] = self.sums.get(name, torch.zeros_like(found)) + found
-
-            out.register_hook(add)
-        return out
-
-    def _normalised(self, x: Tensor, mean: Any, variance: Any, weight: Any, *rest: Any) -> Tensor:
-        eps = rest[3] if len(rest) > 3 else 1e-5
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        out = x.double()
-        if variance is not None:
-            out = out / (variance.double() + eps).sqrt().view(shape)
-        if weight is not None:
-            out = out * weight.detach().abs().double().view(shape)
-        return self._watched(weight, out, 1)
-
-    def _scaled(self, name: str, args: tuple[Any, ...], kwargs: Any) -> Tensor:
-        """Norms of the activations themselves: their statistics count as constant."""
-        x = args[0] if args else kwargs["input"]
-        place = {"layer_norm": 2, "rms_norm": 2, "group_norm": 2, "instance_norm": 3}[name]
-        weight = args[place] if len(args) > place else kwargs.get("weight")
-        if weight is None:
-            plain: Tensor = x.double()
-            return plain
-        along = (
-            weight if name in ("layer_norm", "rms_norm") else weight.view(-1, *[1] * (x.dim() - 2))
-        )
-        out = x.double() * along.detach().abs().double()
-        return self._watched(weight, out, -1 if name in ("layer_norm", "rms_norm") else 1)
-
-
-_NORM_ARGUMENTS = (
-    "input",
-    "running_mean",
-    "running_var",
-    "weight",
-    "bias",
-    "training",
-    "momentum",
-    "eps",
-)
-
-
-def _filled(args: tuple[Any, ...], kwargs: Mapping[str, Any], names: tuple[str, ...]) -> list[Any]:
-    """Arguments by position, the named ones put in their places, None where there is none."""
-    found = list(args)
-    for name in names[len(found) :]:
-        found.append(kwargs.get(name, 1e-5 if name == "eps" else None))
-    return found
-
-
-def _averaged(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    average = _POOLS[name]
-    if name.startswith("adaptive"):
-        size: Any = args[1] if len(args) > 1 else kwargs["output_size"]
-        result: Tensor = average(args[0], size)
-        return result
-    names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
-    x, kernel, stride, padding, _, ceil_mode = _filled(args, kwargs, names)[:6]
-    return average(x, kernel, stride, padding or 0, bool(ceil_mode))
-
-
-def propagate(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-    """Return the score of every output channel of every layer and norm.
+def infinite_selection(responses: Tensor) -> Tensor:
+    """Rank responses by how much they vary and how little they are like others.
 
     Args:
-        model: not modified; run in eval mode.
-        inputs: of any values; only their shapes matter.
+        responses: shape (samples, F), at least two samples.
 
     Returns:
-        By the name of a layer's weight or a norm's scale: shape (output channels,), float64,
-        >= 0, summed over positions.
-
-    Raises:
-        MethodError: the network multiplies two feature maps, or a score is not finite.
+        Shape (F,), float64, >= 0.
     """
-
-    def prepared(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return torch.ones_like(value, dtype=torch.float64).requires_grad_()
-        return value
-
-    shadow = _Shadow(model)
-    with torch.enable_grad(), mode_kept(model, training=False), shadow:
-        outputs = output_tensors(call_model(model, tree_map(prepared, inputs)))
-    total = [x.sum() for x in outputs if x.requires_grad]
-    if total:
-        torch.autograd.backward(torch.stack([x.double() for x in total]).sum())
-    for name, sums in shadow.sums.items():
-        if not sums.isfinite().all():
-            raise MethodError(
-                f"nisp: the scores of '{name}' are NaN or inf. Check the checkpoint; if it is "
-                "clean, the network is too deep for scores that grow with every layer, and "
-                "another method such as taylor should be used."
-            )
-    return shadow.sums
+    values = responses.double()
+    deviations = values.std(dim=0)
+    deviations = deviations / deviations.max().clamp_min(1e-300)
+    # Ties, such as the zeros behind a ReLU, share their mean rank.
+    ranks = torch.from_numpy(rankdata(values.cpu().numpy(), axis=0)).to(values)
+    ranks = ranks - ranks.mean(dim=0)
+    norms = ranks.norm(dim=0)
+    rho = (ranks.mT @ ranks) / (norms[:, None] * norms).clamp_min(1e-300)
+    constant = norms == 0
+    rho = torch.where(constant[:, None] | constant, 1.0, rho)
+    adjacency = torch.maximum(deviations[:, None], deviations) / 2 + (1 - rho.abs()) / 2
+    largest = float(torch.linalg.eigvalsh(adjacency)[-1])
+    if largest <= 0:  # all responses are constant
+        return torch.zeros_like(deviations)
+    ones = torch.ones_like(deviations)
+    eye = torch.eye(len(ones), dtype=ones.dtype, device=ones.device)
+    ranked: Tensor = torch.linalg.solve(eye - 0.9 / largest * adjacency, ones) - ones
+    return ranked
 
 
-class Nisp(Method[MethodOptions]):
+class NispOptions(MethodOptions):
+    """Options of NISP."""
+
+    ranking: Literal["classifier", "inf_fs"] = Field(
+        "classifier",
+        description="How the final responses are ranked: by the weights of the last layer, or by "
+        "infinite feature selection on training images.",
+    )
+    images: int = Field(
+        640, ge=2, description="Training images on which inf_fs looks at the final responses."
+    )
+    batch_size: int = Field(128, ge=1, description="Images per forward pass for inf_fs.")
+
+
+class Nisp(Method[NispOptions]):
     """Importance propagated back from the network's outputs."""
 
     name = "nisp"
@@ -219,13 +105,15 @@ class Nisp(Method[MethodOptions]):
         "Yu, Li, Chen, Lai, Morariu, Han, Gao, Lin, Davis: NISP: Pruning Networks Using Neuron "
         "Importance Score Propagation, CVPR 2018, https://arxiv.org/abs/1711.05908"
     )
+    options = NispOptions
 
     def score(self, context: Context) -> list[Tensor | None]:
         """Add up the scores of the maps that a group makes, behind norms where there are any."""
         if not context.graph.groups:
             return []
         kinds = [filters(context, group) for group in context.graph.groups]  # refuses NaN
-        sums = propagate(context.model, context.graph.inputs)
+        start = self._start(context) if self.settings.ranking == "inf_fs" else None
+        sums = propagate(context.model, context.graph.inputs, start)
         scores = [_of_group(group, sums) for group in context.graph.groups]
         require_some(scores, self.name, "no layer with weights produces them")
         # By the group's largest, so that the scores of deep networks fit in float32.
@@ -233,6 +121,42 @@ class Nisp(Method[MethodOptions]):
             None if s is None else (s / s.max().clamp_min(1e-300)).to(_type(some))
             for s, some in zip(scores, kinds, strict=True)
         ]
+
+    def _start(self, context: Context) -> tuple[str, Tensor]:
+        """The last layer's weight, and the scores of what that layer reads."""
+        site, weight = _last_layer(context.graph)
+        seen: list[Tensor] = []
+
+        def visit(_: int, read: Tensor) -> None:
+            if read.shape[1] > MOST_RESPONSES:
+                raise MethodError(
+                    f"nisp with ranking inf_fs compares all final responses, at most "
+                    f"{MOST_RESPONSES}, and '{weight}' reads {read.shape[1]}. Write ranking: "
+                    "classifier."
+                )
+            seen.append(read.flatten(2).mean(dim=2) if read.dim() > 2 else read.clone())
+
+        images, size = self.settings.images, self.settings.batch_size
+        for batch in training_images(context, self.name, images, size, "Reading final responses"):
+            read_activations(context.model, batch, [site], visit)
+        responses = torch.cat(seen)
+        if not responses.isfinite().all():
+            raise MethodError(
+                "nisp met final responses that hold NaN or inf. Check the checkpoint, and that "
+                "the images are normalised as in training."
+            )
+        return weight, infinite_selection(responses)
+
+
+def _last_layer(graph: Graph) -> tuple[int, str]:
+    """Number of the last convolution or matrix product with a weight, and that weight's name."""
+    site = max(graph.sites, key=lambda site: site.number)
+    if site.parameter is None:
+        raise MethodError(
+            "nisp with ranking inf_fs needs a last layer with a weight of its own, and this "
+            "network's is computed. Write ranking: classifier."
+        )
+    return site.number, site.parameter
 
 
 def _of_group(group: Group, sums: Mapping[str, Tensor]) -> Tensor | None:

@@ -19,6 +19,7 @@ says how many are held at zero while training; give both the same share.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from pydantic import Field
@@ -30,8 +31,8 @@ from prune2deploy.methods.base import (
     Method,
     MethodOptions,
     Step,
-    filters,
-    require_some,
+    filter_norms,
+    joint_norms,
     rows,
     weight_slots,
 )
@@ -47,6 +48,22 @@ def smallest(norms: Tensor, keep: float) -> Tensor:
     count = math.floor(len(norms) * (1 - keep) + 1e-9)
     places: Tensor = norms.argsort(stable=True)[:count].sort().values
     return places
+
+
+def produced_parts(model: nn.Module, slots: Sequence[Slot]) -> list[Tensor]:
+    """Filters in the making: per layer shape (channels, entries), at least float32."""
+    found = [rows(model.get_parameter(slot.tensor).detach(), slot) for slot in slots]
+    return [part if part.dtype == torch.float64 else part.float() for part in found]
+
+
+def zero_channels(tensor: Tensor, slot: Slot, channels: Tensor) -> None:
+    """Set the entries of some channels to zero, in place.
+
+    Args:
+        tensor: the slot's parameter, or its gradient.
+    """
+    entries = torch.from_numpy(slot.index)[channels.cpu()].reshape(-1)
+    tensor.index_fill_(slot.dim, entries.to(tensor.device), 0.0)
 
 
 class SfpOptions(MethodOptions):
@@ -86,20 +103,14 @@ class Sfp(Method[SfpOptions]):
             return
         with torch.no_grad():
             for slots in filter(None, self._groups):
-                weights = [self._model.get_parameter(slot.tensor) for slot in slots]
-                parts = [rows(w, slot).float() for w, slot in zip(weights, slots, strict=True)]
-                gone = smallest(torch.cat(parts, dim=1).norm(dim=1), self.settings.keep)
-                for weight, slot in zip(weights, slots, strict=True):
-                    entries = torch.from_numpy(slot.index)[gone.cpu()].reshape(-1)
-                    weight.index_fill_(slot.dim, entries.to(weight.device), 0.0)
+                norms = joint_norms(produced_parts(self._model, slots))
+                gone = smallest(norms, self.settings.keep)
+                for slot in slots:
+                    zero_channels(self._model.get_parameter(slot.tensor), slot, gone)
 
     def score(self, context: Context) -> list[Tensor | None]:
         """The norm over all layers that produce a group, taken together."""
-        scores: list[Tensor | None] = []
-        for group in context.graph.groups:
-            parts = filters(context, group)
-            scores.append(torch.cat(parts, dim=1).norm(dim=1) if parts else None)
-        return require_some(scores, self.name, "no layer with weights produces them")
+        return filter_norms(context, self.name)
 
 
 METHOD = Sfp

@@ -2,6 +2,7 @@
 
 from prune2deploy.models.checkpoint import load_state_dict_file, load_weights_into
 from prune2deploy.models.forward import OutputInfo, check_forward, evaluating
+from prune2deploy.models.recalibration import recalibrate
 from prune2deploy.models.sources import load_model
 from prune2deploy.models.user_code import explain, import_from_file
 
@@ -14,4 +15,5 @@ __all__ = [
     "load_model",
     "load_state_dict_file",
     "load_weights_into",
+    "recalibrate",
 ]

@@ -188,11 +188,12 @@ def _train_between(
     teacher: nn.Module,
     method: Method[Any],
 ) -> None:
-    """Train between two rounds; a method that learns its scores goes on learning them."""
+    """Train between two rounds; a method that was trained with its hooks goes on with them."""
     assert recipe.finetune is not None
     epochs = recipe.prune.schedule.finetune_epochs
     settings = train_settings(recipe.finetune, recipe.data.batch_size, epochs)
-    if method.needs_training:
+    hooked = recipe.prune.train is not None
+    if hooked:
         method.attach(trace(model, inputs.example, recipe.prune.exclude))
     try:
         fit(
@@ -200,11 +201,11 @@ def _train_between(
             inputs.task,
             inputs.data,
             settings,
-            hooks=method if method.needs_training else None,
+            hooks=method if hooked else None,
             teacher=teacher if settings.distill else None,
             seed=recipe.seed,
             label="Training between rounds",
         )
     finally:
-        if method.needs_training:
+        if hooked:
             method.detach()

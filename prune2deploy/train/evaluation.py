@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from prune2deploy import progress
-from prune2deploy.errors import DataError
+from prune2deploy.models import recalibrate
 from prune2deploy.train.precision import resolve_precision
 from prune2deploy.train.tasks import Task
-
-logger = logging.getLogger(__name__)
 
 
 class Batches(Protocol):
@@ -126,73 +122,9 @@ def training_flags_kept(model: nn.Module) -> Iterator[None]:
 def recalibrate_batchnorm(
     model: nn.Module, loader: Iterable[tuple[Tensor, Any]], batches: int
 ) -> int:
-    """Measure the statistics of all batch norms anew, in place; weights do not change.
-
-    Paper: Li et al., "EagleEye: Fast Sub-net Evaluation for Efficient Neural Network
-    Pruning", ECCV 2020, https://arxiv.org/abs/2007.02491: after a cut the old
-    statistics no longer fit. Differs from the paper: batches are averaged with equal
-    weights, which needs fewer of them than the moving average, and everything but the
-    batch norms stays in eval mode (no dropout).
+    """Measure the statistics of all batch norms anew; `models.recalibrate` for a loader.
 
     Args:
-        model: in any mode, on any device; flags and momentum are left as they were.
-        loader: training images; batches of equal size, because they count equally.
-            A batch of one image is passed over: it has no deviation.
-        batches: how many at most, at least 1.
-
-    Returns:
-        The number of batches used; 0 for a model without batch norms.
-
-    Raises:
-        DataError: the loader gave no batch of two images or more. The statistics are
-            then as they were.
+        loader: batches of training images and targets.
     """
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
-    ]
-    if not norms:
-        return 0
-    before = [{k: v.clone() for k, v in norm.named_buffers(recurse=False)} for norm in norms]
-    momenta = [norm.momentum for norm in norms]
-    used = 0
-    try:
-        with training_flags_kept(model), torch.no_grad():
-            model.eval()
-            for norm in norms:
-                norm.train()
-                norm.reset_running_stats()
-                # Means "the plain average of all batches" to PyTorch.
-                norm.momentum = None
-            used = _run(model, loader, batches)
-    finally:
-        for norm, momentum, old in zip(norms, momenta, before, strict=True):
-            norm.momentum = momentum
-            # A norm that the forward pass did not reach (an auxiliary head, say)
-            # would be left with mean 0 and variance 1.
-            if not used or not norm.num_batches_tracked:
-                for name, value in old.items():
-                    norm.get_buffer(name).copy_(value)
-    if not used:
-        raise DataError(
-            "Batch-norm statistics need batches of at least 2 images, and the loader gave none. "
-            "Raise data.batch_size, or add training images."
-        )
-    logger.info("Measured %d batch norms anew on %d batches", len(norms), used)
-    return used
-
-
-def _run(model: nn.Module, loader: Iterable[tuple[Tensor, Any]], batches: int) -> int:
-    device = device_of(model)
-    used = 0
-    with progress.task("Recalibrating batch norms", total=batches) as shown:
-        for images, _ in loader:
-            if used == batches:
-                break
-            if len(images) < 2:
-                continue
-            model(images.to(device))
-            used += 1
-            shown.advance()
-    return used
+    return recalibrate(model, (images for images, _ in loader), batches)

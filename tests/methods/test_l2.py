@@ -6,20 +6,20 @@ import torch
 from scoring import scores_of
 
 from prune2deploy.channels import Graph
-from prune2deploy.methods.l2 import score
+from prune2deploy.methods.base import joint_norms
 
 
 def test_the_filters_that_l1_ranks_otherwise() -> None:
     # methods.md 3.3: roots of 18, 25 and 40.5. L1 takes index 1 first, L2 index 0.
     weight = torch.tensor([[3.0, 3.0], [5.0, 0.0], [4.5, 4.5]])
-    torch.testing.assert_close(score(weight), torch.tensor([18.0, 25.0, 40.5]).sqrt())
-    assert int(score(weight).argmin()) == 0
+    torch.testing.assert_close(joint_norms([weight]), torch.tensor([18.0, 25.0, 40.5]).sqrt())
+    assert int(joint_norms([weight]).argmin()) == 0
 
 
-def test_all_dimensions_but_the_first_are_summed() -> None:
-    weight = torch.ones(2, 3, 5, 7)
-    weight[1] = -2
-    torch.testing.assert_close(score(weight), torch.tensor([105.0, 420.0]).sqrt())
+def test_parts_are_summed_as_one_vector() -> None:
+    parts = [torch.ones(2, 105), torch.full((2, 3), 2.0)]
+    parts[0][1] = -2
+    torch.testing.assert_close(joint_norms(parts), torch.tensor([117.0, 432.0]).sqrt())
 
 
 def test_layers_that_share_channels_are_one_vector(mixed: Graph) -> None:

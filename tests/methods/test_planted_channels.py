@@ -66,7 +66,7 @@ def test_l1_takes_the_scaled_filter_because_it_ignores_the_norm(planted: Graph) 
     assert order("l1", planted)[0][0] == SCALED
 
 
-@pytest.mark.parametrize("name", ["l2", "sfp"])
+@pytest.mark.parametrize("name", ["eagleeye", "l2", "sfp"])
 def test_other_norms_take_the_scaled_filter_too(name: str, planted: Graph) -> None:
     assert order(name, planted)[0][0] == SCALED
 
@@ -146,6 +146,29 @@ def test_csgd_merges_the_copy_and_nothing_changes(planted: Graph) -> None:
     method.before_cut(Context(planted), [kept])
     small = cut(planted.model, planted.plan([kept]))
     torch.testing.assert_close(run(small, images()), before, rtol=0, atol=1e-6)
+
+
+def test_thinet_takes_the_dead_channel_that_adds_nothing(planted: Graph) -> None:
+    first, scores = order("thinet", planted)
+    assert first[0] == DEAD
+    assert scores.sort().values.tolist() == pytest.approx([n / 6 for n in range(1, 7)])
+
+
+def test_nisp_looks_only_at_the_weights_that_read_a_channel(planted: Graph) -> None:
+    # Behind the norm nothing planted can be seen: what is read with the least weight goes first.
+    first, scores = order("nisp", planted)
+    read = planted.model.get_parameter("3.weight").detach().abs().sum((0, 2, 3))
+    assert first == read.argsort().tolist()
+    torch.testing.assert_close(scores, read / read.max())
+
+
+def test_nisp_on_data_takes_the_constants(planted: Graph) -> None:
+    # What does not vary is no feature. It reads the same 6 channels, so none is passed through.
+    context = Context(planted, lambda count, size: [images()])
+    (scores,) = make("nisp", ranking="inf_fs").score(context)
+    assert scores is not None
+    assert set(scores.argsort().tolist()[:2]) == {DEAD, CONSTANT}
+    torch.testing.assert_close(scores[NORMAL], scores[COPY])
 
 
 def test_cutting_the_constant_channel_shifts_the_answer_by_what_it_gave(planted: Graph) -> None:
