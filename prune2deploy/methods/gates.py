@@ -86,10 +86,6 @@ class Gates(nn.Module):
         finally:
             self.train(training)
 
-    def forward(self, given: Any) -> Any:
-        """Return what is given: a model that runs all its parts in a row runs this one, too."""
-        return given
-
     def _draw(self, model: nn.Module, inputs: Any) -> None:
         self._now = (self._values(self),)
 
