@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from prune2deploy import progress
 from prune2deploy.channels import Graph, Group, Role, Slot
+from prune2deploy.channels.blocks import Block
 from prune2deploy.errors import MethodError
 
 Normalisation = Literal["none", "mean", "max", "l2", "rank"]
@@ -179,6 +180,15 @@ class Method(ABC, Generic[Options]):
 
     def after_step(self, step: Step) -> None:
         """Edit weights after the optimizer's step."""
+
+    @property
+    def removes_blocks(self) -> bool:
+        """Whether whole residual blocks go, judged by `score_blocks`, instead of channels."""
+        return False
+
+    def score_blocks(self, context: Context, blocks: Sequence[Block]) -> Tensor:
+        """Score residual blocks, shape (blocks,); higher means keep."""
+        raise MethodError(f"{self.name} does not judge whole blocks.")
 
     def allocate(
         self, context: Context, scores: Sequence[Scores | None], choice: Allocation

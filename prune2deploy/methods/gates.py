@@ -9,7 +9,7 @@ activation and the second behind it. So a gated network is the network with othe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from prune2deploy.channels import Graph, Group, Role, Slot
+from prune2deploy.channels.blocks import Block
 from prune2deploy.errors import MethodError
 
 Place = Literal["made", "read"]
@@ -33,6 +34,7 @@ class Gates(nn.Module):
         graph: of the model that is trained; the gates become a part of that model.
         parameters: what is learned, by name; each becomes an attribute.
         place: what is multiplied.
+        layout: of the gates, where they are not one per channel.
         values: called once per forward pass with these gates; returns a gate per channel, shape
             (channels,), the groups one after the other. May draw numbers if `training`.
 
@@ -46,9 +48,10 @@ class Gates(nn.Module):
         parameters: dict[str, Tensor],
         values: Callable[[Gates], Tensor],
         place: Place = "made",
+        layout: Layout | BlockLayout | None = None,
     ) -> None:
         super().__init__()
-        layout = Layout(graph, place)
+        layout = Layout(graph, place) if layout is None else layout
         if not layout.size:
             raise MethodError(
                 "No channel that can go is made and read by parameters of its own, so none can "
@@ -255,6 +258,25 @@ class Layout:
             if start is not None
         ]
         return torch.cat(parts)
+
+
+class BlockLayout:
+    """One gate per residual block, multiplied into the layer that its branch ends with.
+
+    size, tensors: as of `Layout`.
+    """
+
+    def __init__(self, model: nn.Module, blocks: Sequence[Block]) -> None:
+        self.size = len(blocks)
+        self.tensors: dict[str, list[tuple[int, Tensor]]] = {}
+        for number, block in enumerate(blocks, 1):
+            for leaf, parameter in model.get_submodule(block.last).named_parameters(recurse=False):
+                which = torch.full((len(parameter),), number, device=parameter.device)
+                self.tensors[f"{block.last}.{leaf}"] = [(0, which)]
+
+    def split(self, values: Tensor) -> list[Tensor | None]:
+        """A number per gate as a tensor per block."""
+        return list(values.split(1))
 
 
 def gate_slots(group: Group, place: Place) -> list[Slot]:

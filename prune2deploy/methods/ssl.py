@@ -1,7 +1,7 @@
 """SSL: filters, and the weights that read a channel, are pulled towards zero as wholes.
 
 Paper: Wen, Wu, Wang, Chen, Li, "Learning Structured Sparsity in Deep Neural Networks",
-NeurIPS 2016, https://arxiv.org/abs/1608.03665 (its filter-wise and channel-wise part).
+NeurIPS 2016, https://arxiv.org/abs/1608.03665 (filters, channels and depth).
 
 Training minimises, over the layers l that make or read channels that can go,
 
@@ -21,7 +21,11 @@ With proximal the norms are not part of the loss; instead each vector is shrunk 
 learning rate lr, w <- w * max(0, 1 - lr * strength / |w|), first filters and then slices, with
 the strengths from above. Only so do vectors become exactly zero.
 
-Differs from the paper: shapes of filters and whole layers are not penalised; single weights
+With structure: block the vectors are residual blocks, the weights of all their layers in one: the
+paper's regularization of depth. A block is scored by the root mean square of these weights, and
+the lowest are replaced by their shortcuts.
+
+Differs from the paper: shapes of filters are not penalised; single weights
 below 1e-4 are not zeroed, and weight decay stays on, unless the recipe takes it away. The paper
 starts from trained weights with a tenth of their learning rate. Penalties and their factor
 sqrt(n), the mean of the two sides, and the proximal step are ours. A filter behind a batch norm
@@ -32,12 +36,15 @@ training lr * penalty * sqrt(n) should add up to about the norm of a filter.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from prune2deploy.channels import Graph, Role, Slot
+from prune2deploy.channels.blocks import Block, find_blocks
 from prune2deploy.errors import MethodError
 from prune2deploy.methods.base import (
     Context,
@@ -86,6 +93,9 @@ class SslOptions(MethodOptions):
         ge=0,
         description="Weight of the norms of what reads a channel, times the root of their size.",
     )
+    structure: Literal["channel", "block"] = Field(
+        "channel", description="What goes: channels, or residual blocks as wholes (depth)."
+    )
     proximal: bool = Field(
         False, description="Shrink after each step, to exactly zero, instead of adding to the loss."
     )
@@ -106,10 +116,15 @@ class Ssl(Method[SslOptions]):
 
     _model: nn.Module | None = None
     _strengths: tuple[tuple[Slot, float], ...] = ()
+    _blocks: tuple[list[nn.Parameter], ...] = ()
 
     def attach(self, graph: Graph) -> None:
         """Find the weights that make and read channels that can go."""
         self._model = graph.model
+        if self.removes_blocks:
+            blocks = find_blocks(graph.model, graph.inputs)
+            self._blocks = tuple(_weights_of(graph.model, block) for block in blocks)
+            return
         penalties = {
             Role.PRODUCER: self.settings.penalty,
             Role.CONSUMER: self.settings.read_penalty,
@@ -123,7 +138,13 @@ class Ssl(Method[SslOptions]):
 
     def extra_loss(self) -> Tensor | None:
         """The sum of all norms, weighted; None where they are shrunk instead."""
-        if self._model is None or not self._strengths or self.settings.proximal:
+        if self._model is None or self.settings.proximal:
+            return None
+        if self._blocks:
+            strength = self.settings.penalty
+            wholes = [strength * math.sqrt(n) * norms(v) for v, n in map(_joined, self._blocks)]
+            return torch.cat(wholes).sum()
+        if not self._strengths:
             return None
         model = self._model
         sums = [
@@ -137,6 +158,11 @@ class Ssl(Method[SslOptions]):
         if self._model is None or not self.settings.proximal:
             return
         with torch.no_grad():
+            for weights in self._blocks:
+                vector, entries = _joined(weights)
+                by = step.lr * self.settings.penalty * math.sqrt(entries)
+                for weight in weights:
+                    weight.mul_(shrinkage(norms(vector), by))
             for slot, strength in self._strengths:
                 weight = self._model.get_parameter(slot.tensor)
                 factor = shrinkage(norms(rows(weight, slot)), step.lr * strength)
@@ -155,6 +181,27 @@ class Ssl(Method[SslOptions]):
             sides = [norms(torch.cat(side, 1)) for side in (filters(context, group), read) if side]
             scores.append(_geometric_mean(sides) if sides else None)
         return require_some(scores, self.name, "no layer with weights makes or reads them")
+
+    @property
+    def removes_blocks(self) -> bool:
+        """With structure: block."""
+        return self.settings.structure == "block"
+
+    def score_blocks(self, context: Context, blocks: Sequence[Block]) -> Tensor:
+        """Root mean square of the weights of each block's layers."""
+        found = [_joined(_weights_of(context.model, block)) for block in blocks]
+        return torch.cat([norms(vector.detach()) / math.sqrt(n) for vector, n in found])
+
+
+def _weights_of(model: nn.Module, block: Block) -> list[nn.Parameter]:
+    """Weights of the block's convolutions and linear layers."""
+    return [p for p in model.get_submodule(block.name).parameters() if p.dim() > 1]
+
+
+def _joined(weights: Sequence[Tensor]) -> tuple[Tensor, int]:
+    """Weights as one vector of shape (1, entries), and how many entries."""
+    vector = torch.cat([weight.flatten() for weight in weights])[None]
+    return vector, vector.shape[1]
 
 
 def _entries(graph: Graph, slot: Slot) -> int:

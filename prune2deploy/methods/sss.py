@@ -18,20 +18,27 @@ are multiplied into those parameters, so a channel is scored by its size with th
 
 which is 0 where lam is, and needs no training to be read: all factors are 1 before it.
 
-The paper trains from scratch, with weight decay on the weights only. Differs from it: the paper
-removes whole residual blocks too and what remains are those with lam > 0, here channels alone
-are removed, and the budget decides how many; so those above 0 must be ranked, for which the
-paper has no rule (lam alone would leave out that gamma can make up for it). Our penalty of 0.001
-is for channels; the authors' 0.01 is for blocks of ResNet-50.
+With structure: block the factors belong to residual blocks: one each, on what the branch adds.
+A block whose factor is 0 is replaced by its shortcut. A block is scored by the mean of |weight| of
+the layer that its branch ends with (a batch norm's scale, or a convolution), the factor in it.
+
+The paper trains from scratch, with weight decay on the weights only. Differs from it: what remains
+there are channels and blocks with lam > 0, here the budget decides how many; so those above 0
+must be ranked, for which the paper has no rule (lam alone would leave out that gamma can make up
+for it). Our penalty of 0.001 is for channels; the authors' for blocks of ResNet-50 is 0.01.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from prune2deploy.channels import Graph
+from prune2deploy.channels.blocks import Block, find_blocks
 from prune2deploy.methods.base import (
     Context,
     Method,
@@ -41,7 +48,7 @@ from prune2deploy.methods.base import (
     require_some,
     scales,
 )
-from prune2deploy.methods.gates import Gates, Layout
+from prune2deploy.methods.gates import BlockLayout, Gates, Layout
 
 
 def soft_threshold(values: Tensor, by: float) -> Tensor:
@@ -86,6 +93,9 @@ class SssOptions(MethodOptions):
     penalty: float = Field(
         0.001, ge=0, description="Weight of the factors' sum. Raise it until factors reach zero."
     )
+    structure: Literal["channel", "block"] = Field(
+        "channel", description="What has a factor: channels, or residual blocks as wholes."
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the factors.")
 
 
@@ -107,9 +117,14 @@ class Sss(Method[SssOptions]):
     _velocity: Tensor | None = None
 
     def attach(self, graph: Graph) -> None:
-        """Give every channel that can go a factor of 1."""
-        start = torch.ones(Layout(graph, "made").size, device=_device(graph.model))
-        self._gates = Gates(graph, {"factor": start}, lambda gates: gates.get_parameter("factor"))
+        """Give every channel, or block, that can go a factor of 1."""
+        layout: Layout | BlockLayout = Layout(graph, "made")
+        if self.removes_blocks:
+            layout = BlockLayout(graph.model, find_blocks(graph.model, graph.inputs))
+        start = {"factor": torch.ones(layout.size, device=_device(graph.model))}
+        self._gates = Gates(
+            graph, start, lambda gates: gates.get_parameter("factor"), layout=layout
+        )
         self._velocity = None
 
     def own_parameters(self) -> tuple[nn.Parameter, ...]:
@@ -146,6 +161,16 @@ class Sss(Method[SssOptions]):
             parts = filters(context, group)
             scores.append(relative_norms(parts) if parts else None)
         return require_some(scores, self.name, "no batch norm or layer with weights makes them")
+
+    @property
+    def removes_blocks(self) -> bool:
+        """With structure: block."""
+        return self.settings.structure == "block"
+
+    def score_blocks(self, context: Context, blocks: Sequence[Block]) -> Tensor:
+        """Size of what ends each branch, its factor in it: the mean of |weight|."""
+        weights = [context.tensor(f"{block.last}.weight") for block in blocks]
+        return torch.stack([weight.abs().mean() for weight in weights])
 
 
 def _device(model: nn.Module) -> torch.device:

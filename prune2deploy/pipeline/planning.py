@@ -23,6 +23,7 @@ from prune2deploy.channels.groups import matches
 from prune2deploy.errors import BudgetError, MethodError, nearest_name_hint
 from prune2deploy.methods import METHODS, Context, Method, Normalisation
 from prune2deploy.methods.base import Allocation, Counts, Images, Judge, Losses
+from prune2deploy.pipeline.block_planning import plan_blocks
 from prune2deploy.pipeline.outcome import held_back, reached
 
 Share = float | Mapping[str, float]
@@ -80,6 +81,14 @@ def plan(
             + " 'prune2deploy inspect' shows all."
         )
     context = Context(graph, _as_source(images), losses, judge)
+    if chosen.removes_blocks:
+        kind, share = _checked_budget(budget)
+        if kind == "channels" or isinstance(share, Mapping):
+            raise BudgetError(
+                f"{chosen.name} removes whole blocks, and a budget of channels says nothing about "
+                "them. Use macs or params."
+            )
+        return plan_blocks(context, chosen, kind, share, original or graph)
     scores = _scores(context, chosen, _normalisation(chosen, normalize))
     try:
         decision = decide(

@@ -1,0 +1,88 @@
+"""Plans for methods that remove whole residual blocks: which go, so that a budget is met."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from prune2deploy.budget.cost import TOLERANCE
+from prune2deploy.channels import Choice, Graph, Plan, cut, trace
+from prune2deploy.channels.blocks import Block, find_blocks, plan_without, zeroed_blocks
+from prune2deploy.channels.forward import call_model, mode_kept, output_tensors
+from prune2deploy.channels.verify import TOLERANCE as CLOSE
+from prune2deploy.errors import BudgetError, MethodError, ModelError
+from prune2deploy.methods import Context, Method
+
+Unit = Literal["macs", "params"]
+
+
+def plan_blocks(
+    context: Context, method: Method[Any], unit: Unit, share: float, original: Graph
+) -> Plan:
+    """Remove the blocks with the lowest scores until the cost is `share` of the original's.
+
+    A block that would take more than is needed goes all the same if nothing else is left to
+    reach the budget; the plan's note says how much was removed.
+
+    Raises:
+        BudgetError: there are no blocks, or all of them together are not enough.
+        MethodError: a score is not a number.
+        ModelError: without the blocks the model does something else than with zero branches.
+    """
+    graph = context.graph
+    blocks = find_blocks(graph.model, graph.inputs)
+    if not blocks:
+        raise BudgetError(
+            f"{method.name} was asked to remove whole blocks, and the model has no residual block "
+            "whose shortcut is plain. Let it remove channels (structure: channel)."
+        )
+    scores = method.score_blocks(context, blocks)
+    if not scores.isfinite().all():
+        raise MethodError(f"{method.name} scored a block with NaN or inf. Check the checkpoint.")
+    whole, full = _cost(graph, unit), _cost(original, unit)
+    savings = [whole - _cost(_without(graph, [block]), unit) for block in blocks]
+    target = share * full
+    cost, gone = whole, []
+    for place in scores.argsort(stable=True).tolist():
+        if cost <= target * (1 + TOLERANCE):
+            break
+        gone.append(blocks[place])
+        cost -= savings[place]
+    if cost > target * (1 + TOLERANCE):
+        raise BudgetError(
+            f"The budget keeps {share:.1%}, but without all {len(blocks)} blocks that can go "
+            f"{cost / full:.1%} are left. Ask for a larger share, or let the method remove "
+            "channels (structure: channel)."
+        )
+    _check(graph, gone)
+    names = ", ".join(block.name for block in gone) or "none"
+    notes = [f"Blocks removed: {names}. {cost / full:.1%} of the {unit} are left."]
+    choices = tuple(Choice(g.name, g.size, g.size) for g in graph.groups)
+    without = plan_without(gone)
+    return Plan({}, {}, choices, tuple(notes), blocks=without.blocks)
+
+
+def _cost(graph: Graph, unit: Unit) -> int:
+    return graph.cost.macs(graph.full) if unit == "macs" else graph.cost.params(graph.full)
+
+
+def _without(graph: Graph, blocks: Sequence[Block]) -> Graph:
+    return trace(cut(graph.model, plan_without(blocks)), graph.inputs)
+
+
+def _check(graph: Graph, gone: Sequence[Block]) -> None:
+    """The smaller model must return what the whole one does with these branches at zero."""
+    want = output_tensors(zeroed_blocks(graph.model, graph.inputs, gone))
+    small = cut(graph.model, plan_without(gone))
+    with torch.no_grad(), mode_kept(small, training=False):
+        got = output_tensors(call_model(small, graph.inputs))
+    for a, b in zip(got, want, strict=True):
+        if float((a - b).abs().max()) > CLOSE * float(b.abs().max()):
+            raise ModelError(
+                "Without its residual blocks "
+                + ", ".join(block.name for block in gone)
+                + " the model does not return what it returns when their branches give zero. "
+                "Let the method remove channels (structure: channel)."
+            )
