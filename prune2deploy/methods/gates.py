@@ -86,6 +86,13 @@ class Gates(nn.Module):
         """Return what is given: a model that runs all its parts in a row runs this one, too."""
         return given
 
+    def plain(self, tensor: str) -> Tensor:
+        """A parameter by name as it is without the gates that multiply it, detached."""
+        owner, _, leaf = tensor.rpartition(".")
+        (model,) = self._model
+        found: Tensor = getattr(model.get_submodule(owner).parametrizations, leaf).original
+        return found.detach()
+
     def _draw(self, model: nn.Module, inputs: Any) -> None:
         self._now = (self._values(self),)
 
