@@ -19,7 +19,8 @@ V is the volume of the channels whose gate is above zero in eval mode, a a littl
 target keep * V_full, and B a budget that falls from 1.01 * V_full to the target along a sigmoid.
 The factor is 1e10 where r >= 1 and zero where r <= 0. KD is distillation (temperature 4) from
 the network as it was before. At the end z is multiplied into the norms, and score_c = P_c, which
-orders channels as z does. The budget is one of volume, not of multiply-accumulates.
+orders channels as z does. The budget is one of volume, not of multiply-accumulates. Channels that
+the recipe's budget keeps although z is zero are opened before the cut.
 
 Differs from the paper: the equations are those of a re-implementation that names the paper's;
 weights are trained by the recipe's optimizer, only phi by Adam; channels joined by an addition
@@ -99,8 +100,9 @@ class BarOptions(MethodOptions):
     gate_lr: float = Field(
         1e-3,
         gt=0,
-        description="Learning rate of the gates, for Adam; a gate needs some 2.4 / gate_lr steps "
-        "to close, so raise it for short trainings.",
+        description="Learning rate of the gates, for Adam. A gate needs some (start + 2.4) / "
+        "gate_lr steps to close; where that is more than a tenth of the training, the budget "
+        "outruns the gates, and they close whatever they are worth: raise it.",
     )
     alpha: float = Field(0.9, ge=0, le=1, description="Weight of distillation against the loss.")
     start: float = Field(

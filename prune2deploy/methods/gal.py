@@ -17,13 +17,15 @@ every 200 steps, by accelerated proximal gradient (FISTA) on that step's gradien
     m  = max(0, soft(y - lr * g, lr * penalty)),   soft(x, t) = sign(x) * max(|x| - t, 0)
 
 with a = 1 at first and again when the learning rate falls to less than half. At the end m is
-multiplied into the norms, and score_c = m, zero for channels that are gone.
+multiplied into the norms, and score_c = m, zero for channels that are gone; those that the budget
+keeps all the same are opened before the cut.
 
 Differs from the authors' code: masks start at 1, not at random, so that a trained network stays
-as it is; channels, also of residual networks, have masks where the code takes whole blocks there;
-channels joined by an addition share one. The code has the L1 term twice (in the loss and in the
-step above) and applies a sigmoid twice; `official_quirks` does so, too. Without training,
-channels are ranked by the norms of their filters.
+as it is, and the penalty is ours for that reason; channels, also of residual networks, have masks
+where the code takes whole blocks there; channels joined by an addition share one. The code has
+the L1 term twice (in the loss and in the step above) and applies a sigmoid twice;
+`official_quirks` does so, too. Without training, channels are ranked by the norms of their
+filters.
 """
 
 from __future__ import annotations
@@ -86,7 +88,10 @@ class GalOptions(MethodOptions):
     """Options of GAL."""
 
     penalty: float = Field(
-        0.6, ge=0, description="Weight of the masks' sum; the paper's ResNet-56 takes 0.6 to 0.8."
+        0.1,
+        ge=0,
+        description="Weight of the masks' sum; the authors take 0.6 to 0.8 for blocks and 0.001 to "
+        "0.01 for channels. Lower it where all masks of a layer reach zero.",
     )
     similarity: float = Field(
         1.0, ge=0, description="Weight of the squared difference of the answers."

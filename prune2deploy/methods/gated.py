@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from prune2deploy.channels import Graph
+from prune2deploy.channels import Graph, Slot
 from prune2deploy.errors import MethodError
 from prune2deploy.methods.base import (
     Context,
@@ -18,7 +21,7 @@ from prune2deploy.methods.base import (
     filters,
     require_some,
 )
-from prune2deploy.methods.gates import Gates, Layout, Place
+from prune2deploy.methods.gates import Gates, Layout, Place, gate_slots
 
 
 class Gated(Method[Options]):
@@ -37,6 +40,7 @@ class Gated(Method[Options]):
     _graph: Graph | None = None
     _gates: Gates | None = None
     _learned: dict[str, Tensor | None] | None = None
+    _closed: dict[str, _Closed] | None = None
 
     def gate(self, graph: Graph, start: float, values: Callable[[Gates], Tensor]) -> Gates:
         """Put gates into the model, each with one number to learn; called by `attach`.
@@ -86,10 +90,24 @@ class Gated(Method[Options]):
         if self._gates is None or self._graph is None:
             return
         worth = self._layout.split(self.worth().detach().clone())
+        if self.place == "made":
+            self._closed = self._without_gates(self._graph)
         self._gates.fold()
         names = [group.name for group in self._graph.groups]
         self._learned = dict(zip(names, worth, strict=True))
         self._gates = self._graph = None
+
+    def _without_gates(self, graph: Graph) -> dict[str, _Closed]:
+        """What the gates that are zero hide, by the names of their groups."""
+        shut = self._layout.split(self.gates.now().detach() == 0)
+        return {
+            group.name: _Closed(
+                closed.cpu().numpy(),
+                [(s, self.gates.plain(s.tensor).clone()) for s in gate_slots(group, self.place)],
+            )
+            for group, closed in zip(graph.groups, shut, strict=True)
+            if closed is not None and closed.any()
+        }
 
     def score(self, context: Context) -> list[Tensor | None]:
         """What was learned, per group; without training, norms of filters over their mean."""
@@ -109,13 +127,35 @@ class Gated(Method[Options]):
         return require_some(scores, self.name, "none had a gate")
 
     def before_cut(self, context: Context, kept: Sequence[IndexTable]) -> None:
-        """Forget the channels that go, so that a second round may follow without training."""
-        if self._learned is None:
-            return
+        """Open channels that stay although their gate is zero; forget those that go.
+
+        Behind an activation, a scale and shift of zero would never learn again.
+        """
         for group, stays in zip(context.graph.groups, kept, strict=True):
-            found = self._learned[group.name]
-            if found is not None:
+            if self._closed and group.name in self._closed:
+                self._closed[group.name].open(context.model, stays)
+            found = self._learned[group.name] if self._learned is not None else None
+            if self._learned is not None and found is not None:
+                # A second round may follow without training.
                 self._learned[group.name] = found[torch.from_numpy(stays).to(found.device)]
+        self._closed = None
+
+
+@dataclass(frozen=True)
+class _Closed:
+    """Which channels of a group have a gate of zero, and its parameters without gates."""
+
+    channels: npt.NDArray[np.bool_]
+    plain: list[tuple[Slot, Tensor]]
+
+    @torch.no_grad()
+    def open(self, model: nn.Module, stays: IndexTable) -> None:
+        channels = stays[self.channels[stays]]
+        for slot, plain in self.plain:
+            parameter = model.get_parameter(slot.tensor)
+            entries = torch.from_numpy(slot.index[channels].reshape(-1)).to(plain.device)
+            values = plain.index_select(slot.dim, entries).to(parameter)
+            parameter.index_copy_(slot.dim, entries.to(parameter.device), values)
 
 
 def _norms(context: Context, number: int) -> Tensor | None:

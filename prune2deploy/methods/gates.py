@@ -89,6 +89,13 @@ class Gates(nn.Module):
         finally:
             self.train(training)
 
+    def plain(self, tensor: str) -> Tensor:
+        """A parameter by name as it is without the gates that multiply it, detached."""
+        owner, _, leaf = tensor.rpartition(".")
+        (model,) = self._model
+        found: Tensor = getattr(model.get_submodule(owner).parametrizations, leaf).original
+        return found.detach()
+
     def _draw(self, model: nn.Module, inputs: Any) -> None:
         self._now = (self._values(self),)
 

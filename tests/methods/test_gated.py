@@ -132,6 +132,26 @@ def test_a_second_round_goes_on_with_what_is_left(name: str, mixed: Graph) -> No
         assert torch.equal(a[torch.from_numpy(stays)], b)
 
 
+@pytest.mark.parametrize("name", ["bar", "gal"])
+def test_channels_that_stay_with_a_gate_of_zero_are_opened_before_the_cut(
+    name: str, mixed: Graph
+) -> None:
+    # Or scale and shift would be zero, and a ReLU behind them lets no gradient pass.
+    before = copy.deepcopy(mixed.model.state_dict())
+    method = quick(name)
+    method.attach(mixed)
+    (own,) = method.own_parameters()
+    with torch.no_grad():
+        own[:4] = -9.0 if name == "bar" else 0.0
+    method.detach()
+    method.before_cut(Context(mixed), [np.arange(2, 10), np.arange(6), np.arange(8)])
+    for norm in ("norm1", "norm2", "norm3"):
+        for kind in ("weight", "bias"):
+            now = mixed.model.get_parameter(f"{norm}.{kind}").detach()
+            assert not now[:2].any()
+            torch.testing.assert_close(now[2:], before[f"{norm}.{kind}"][2:], rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_training_gives_the_same_scores(name: str, mixed: Graph) -> None:
     found = []
