@@ -235,11 +235,8 @@ class ResRep(Method[ResRepOptions]):
 
     def _warn(self) -> None:
         assert self._compactors is not None
-        left = [
-            n[mask == 0]
-            for n, (_, mask) in zip(self._norms.values(), self._compactors.masked(), strict=True)
-        ]
-        rest = torch.cat([some.cpu() for some in left])
+        masks = [mask.cpu() for _, mask in self._compactors.masked()]
+        rest = torch.cat([n[m == 0] for n, m in zip(self._norms.values(), masks, strict=True)])
         if len(rest) and float(rest.max()) > 0.1:
             log.warning(
                 "resrep: of %d rows to be forgotten, the largest still has a norm of %.2f. Raise "
@@ -314,7 +311,9 @@ class _Compactors(nn.Module):
         self._names = tuple(pairs)
         self._pairs = tuple((n, pair) for n, some in enumerate(pairs.values()) for pair in some)
         starts = [some[0].norm.weight.detach() for some in pairs.values()]
-        self.matrices = nn.ParameterList(nn.Parameter(torch.diag(s * 0 + 1)) for s in starts)
+        self.matrices = nn.ParameterList(
+            nn.Parameter(torch.diag(torch.ones_like(s))) for s in starts
+        )
         for number, start in enumerate(starts):
             self.register_buffer(f"mask{number}", torch.ones_like(start))
         self._handles = []
