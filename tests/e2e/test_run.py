@@ -156,6 +156,8 @@ def test_the_table_names_every_figure(result):
     [
         ("l1", "schedule: {kind: iterative, rounds: 2, finetune_epochs: 0.5}"),
         ("network_slimming", "train: {epochs: 2, lr: 0.05, precision: fp32}"),
+        ("eagleeye", "candidates: 5\n  images: 256"),
+        ("thinet", "images: 256"),
         (
             "ccprune",
             "train: {epochs: 2, lr: 0.05, precision: fp32}\n"
