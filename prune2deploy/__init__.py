@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from prune2deploy.channels import Graph, Plan, cut, load_pruned, mask, save_pruned, trace
     from prune2deploy.export import fold_batchnorm
     from prune2deploy.pipeline.planning import plan
+    from prune2deploy.pipeline.weights import weight_masks
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ _HOME = {
     "plan": "prune2deploy.pipeline.planning",
     "save_pruned": "prune2deploy.channels",
     "trace": "prune2deploy.channels",
+    "weight_masks": "prune2deploy.pipeline.weights",
 }
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "plan",
     "save_pruned",
     "trace",
+    "weight_masks",
 ]
 
 

@@ -63,8 +63,11 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
 
 def _methods_table(known: dict[str, type[Method[Any]]]) -> Table:
     return _table(
-        ("method", "scores a channel by", "takes", "needs"),
-        [(method.name, method.summary, method.cost, _needs(method)) for method in known.values()],
+        ("method", "keeps", "scored by", "takes", "needs"),
+        [
+            (method.name, f"{method.granularity}s", method.summary, method.cost, _needs(method))
+            for method in known.values()
+        ],
     )
 
 
@@ -86,7 +89,8 @@ def _needs(method: type[Method[Any]]) -> str:
 def _method_details(method: type[Method[Any]]) -> list[Any]:
     texts = [
         f"{method.name}: {method.summary}",
-        f"takes {method.cost}; needs {_needs(method)}",
+        f"keeps {method.granularity}s; takes {method.cost}; needs {_needs(method)}; "
+        f"budgets: {', '.join(method.budgets)}",
         f"paper: {method.source}",
     ]
     fields = method.options.model_fields

@@ -27,6 +27,9 @@ Normalisation = Literal["none", "mean", "max", "l2", "rank"]
 
 Cost = Literal["seconds", "minutes", "one training run", "several training runs"]
 
+Granularity = Literal["channel", "weight"]
+Unit = Literal["macs", "params", "channels", "weights", "pattern"]
+
 
 class MethodOptions(BaseModel):
     """Base of a method's options; as it stands, for a method that has none."""
@@ -127,6 +130,10 @@ class Method(ABC, Generic[Options]):
         along when channels change places.
     may_train: has hooks for a training, and means something without one as well.
     normalisation: default for comparing groups with one another.
+    granularity: what it removes; those of single weights are WeightMethods (weights.py).
+    budgets: the units of a budget that it can keep.
+    rounds: what trains between the rounds of an iterative schedule, the settings of
+        `finetune` or those of `prune.train`; None: it knows no rounds.
     """
 
     name: ClassVar[str]
@@ -141,6 +148,9 @@ class Method(ABC, Generic[Options]):
     by_place: ClassVar[bool] = False
     may_train: ClassVar[bool] = False
     normalisation: ClassVar[Normalisation] = "mean"
+    granularity: ClassVar[Granularity] = "channel"
+    budgets: ClassVar[tuple[Unit, ...]] = ("macs", "params", "channels")
+    rounds: ClassVar[Literal["finetune", "train"] | None] = "finetune"
 
     def __init__(self, settings: Options) -> None:
         self.settings = settings

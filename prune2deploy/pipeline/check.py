@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from prune2deploy.channels import Graph, trace
+from prune2deploy.methods import METHODS
 from prune2deploy.models import check_forward, load_model
-from prune2deploy.pipeline.inputs import open_inputs
+from prune2deploy.pipeline.inputs import Inputs, open_inputs
 from prune2deploy.pipeline.planning import plan
+from prune2deploy.pipeline.weights import weight_masks
 from prune2deploy.recipe import Recipe
-from prune2deploy.report import CheckReport
+from prune2deploy.report import CheckReport, LayerWeights
 
 
 def check_recipe(recipe: Recipe) -> CheckReport:
@@ -24,13 +27,18 @@ def check_recipe(recipe: Recipe) -> CheckReport:
     """
     inputs = open_inputs(recipe)
     graph = trace(inputs.model, inputs.example, recipe.prune.exclude)
-    planned = plan(
-        graph,
-        "l1",
-        budget=recipe.prune.budget.target(),
-        round_to=recipe.prune.round_to,
-        min_channels=recipe.prune.min_channels,
-    )
+    layers: list[LayerWeights] = []
+    if METHODS[recipe.prune.method].granularity == "weight":
+        layers = _layers(recipe, inputs)
+        planned = graph.plan([np.arange(group.size) for group in graph.groups])
+    else:
+        planned = plan(
+            graph,
+            "l1",
+            budget=recipe.prune.budget.target(),
+            round_to=recipe.prune.round_to,
+            min_channels=recipe.prune.min_channels,
+        )
     kept = graph.counts(planned)
     return CheckReport(
         name=recipe.name,
@@ -43,7 +51,18 @@ def check_recipe(recipe: Recipe) -> CheckReport:
         plan=planned,
         macs=(graph.cost.macs(graph.full), graph.cost.macs(kept)),
         params=(graph.cost.params(graph.full), graph.cost.params(kept)),
+        layers=layers,
     )
+
+
+def _layers(recipe: Recipe, inputs: Inputs) -> list[LayerWeights]:
+    """What stays of each layer by the magnitude of its weights now."""
+    prune = recipe.prune
+    masks = weight_masks(inputs.model, budget=prune.budget.asked(), exclude=prune.exclude)
+    return [
+        LayerWeights(layer=name, weights=mask.numel(), kept=int(mask.sum()))
+        for name, mask in masks.items()
+    ]
 
 
 def inspect_model(

@@ -72,6 +72,11 @@ def plan(
         BudgetError: the budget is malformed or cannot be reached.
     """
     chosen = make_method(method, options) if isinstance(method, str) else method
+    if chosen.granularity != "channel":
+        raise MethodError(
+            f"{chosen.name} keeps single weights, and a plan is about channels. Get its masks from "
+            "prune2deploy.weight_masks, or plan with a method for channels, for example l1."
+        )
     _checked_budget(budget)
     _check_widths(round_to, min_channels)
     if not graph.groups:

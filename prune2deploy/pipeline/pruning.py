@@ -16,6 +16,7 @@ from prune2deploy.channels import Graph, Plan, cut, trace, try_plan
 from prune2deploy.data import Loader
 from prune2deploy.errors import ModelError
 from prune2deploy.methods import Context, Method
+from prune2deploy.methods.weights import Masks
 from prune2deploy.pipeline.inputs import Inputs, train_settings
 from prune2deploy.pipeline.planning import Share, make_method, plan
 from prune2deploy.recipe import Recipe
@@ -29,11 +30,16 @@ _JUDGED = 1024
 
 @dataclass(frozen=True)
 class Pruned:
-    """The cut model, the plan from the original to it, and the original's graph."""
+    """The pruned model, and what is known of it.
+
+    plan: the cut from the original to it. graph: of the original, where channels were cut.
+    masks: which weights stay, where single weights were zeroed.
+    """
 
     model: nn.Module
     plan: Plan
-    graph: Graph
+    graph: Graph | None = None
+    masks: Masks | None = None
 
 
 def prune(recipe: Recipe, inputs: Inputs, model: nn.Module) -> Pruned:
@@ -73,7 +79,7 @@ def prune(recipe: Recipe, inputs: Inputs, model: nn.Module) -> Pruned:
         model = _checked_cut(graph, step)
         total = step if total is None else total.then(step)
         if section.recalibrate:
-            _recalibrate(recipe, inputs, model)
+            recalibrate(recipe, inputs, model)
         if number < rounds and section.schedule.finetune_epochs > 0:
             _train_between(recipe, inputs, model, teacher, method)
     assert total is not None
@@ -141,7 +147,8 @@ def _samples(recipe: Recipe, inputs: Inputs, count: int, size: int) -> Loader:
     return inputs.data.loader("train", batch_size=size, shuffle=True, seed=recipe.seed, limit=count)
 
 
-def _recalibrate(recipe: Recipe, inputs: Inputs, model: nn.Module) -> None:
+def recalibrate(recipe: Recipe, inputs: Inputs, model: nn.Module) -> None:
+    """Renew the batch-norm statistics with training images."""
     size = recipe.data.batch_size
     batches = recipe.prune.recalibrate
     loader = inputs.data.loader(

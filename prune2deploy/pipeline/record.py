@@ -20,11 +20,13 @@ from prune2deploy.pipeline.folder import sha256_of
 from prune2deploy.pipeline.gates import check_gates
 from prune2deploy.pipeline.inputs import Inputs
 from prune2deploy.pipeline.pruning import Pruned
+from prune2deploy.pipeline.weights import layer_weights
 from prune2deploy.recipe import Recipe
 from prune2deploy.report import (
     FileRecord,
     FrozenChannels,
     GroupChoice,
+    LayerWeights,
     Metrics,
     NetworkFigures,
     Pruning,
@@ -90,23 +92,27 @@ def gather_metrics(
 def _pruning(
     recipe: Recipe, pruned: Pruned, before: NetworkFigures, after: NetworkFigures
 ) -> Pruning:
+    kept_share = {"macs": after.macs / before.macs, "params": after.params / before.params}
+    layers: list[LayerWeights] = []
+    if pruned.masks is not None:
+        layers = layer_weights(pruned.model, pruned.masks)
+        kept_share["weights"] = sum(w.kept for w in layers) / sum(w.weights for w in layers)
+    graph = pruned.graph
     return Pruning(
         method=recipe.prune.method,
         options=recipe.prune.options,
-        budget=dict(recipe.prune.budget.target()),
-        kept_share={
-            "macs": after.macs / before.macs,
-            "params": after.params / before.params,
-        },
+        budget=recipe.prune.budget.asked(),
+        kept_share=kept_share,
         groups=[
             GroupChoice(group=c.group, channels=c.channels, kept=c.kept)
             for c in pruned.plan.choices
         ],
+        weights=layers,
         frozen=[
             FrozenChannels(layer=f.name, channels=f.size, reason=f.reason)
-            for f in pruned.graph.frozen
+            for f in ([] if graph is None else graph.frozen)
         ],
-        unknown_ops=dict(pruned.graph.unknown_ops),
+        unknown_ops={} if graph is None else dict(graph.unknown_ops),
         notes=list(pruned.plan.notes),
     )
 

@@ -17,15 +17,18 @@ from torch import nn
 from prune2deploy import __version__
 from prune2deploy.channels import save_pruned, save_weights
 from prune2deploy.latency import ProfileResult
+from prune2deploy.methods import METHODS
+from prune2deploy.methods.weights import MaskKeeper
 from prune2deploy.pipeline import folder as files
 from prune2deploy.pipeline.deploy import export_network, profile_networks
 from prune2deploy.pipeline.folder import RunFolder
 from prune2deploy.pipeline.inputs import EVALUATION_BATCH, Inputs, open_inputs, train_settings
 from prune2deploy.pipeline.pruning import Pruned, prune
 from prune2deploy.pipeline.record import gather_metrics
+from prune2deploy.pipeline.weights import prune_weights
 from prune2deploy.recipe import Recipe, TrainSection, dump_recipe
 from prune2deploy.report import GateResult, Metrics, NetworkFigures, Stage, summary_markdown
-from prune2deploy.train import evaluate, fit
+from prune2deploy.train import Hooks, evaluate, fit
 
 log = logging.getLogger(__name__)
 
@@ -120,12 +123,16 @@ def _stages(run: _Run) -> RunResult:
     with run.timed("test original"):
         run.judge("original", original)
     with run.timed("prune"):
-        pruned = prune(recipe, inputs, original)
+        if METHODS[recipe.prune.method].granularity == "weight":
+            pruned = prune_weights(recipe, inputs, original)
+        else:
+            pruned = prune(recipe, inputs, original)
         run.save(pruned)
-        run.judge("cut", pruned.model)
+        run.judge("cut" if pruned.masks is None else "zeroed", pruned.model)
     if recipe.finetune is not None:
         with run.timed("finetune"):
-            _train(run, recipe.finetune, pruned.model, original, "Fine-tuning")
+            keeper = None if pruned.masks is None else MaskKeeper(pruned.model, pruned.masks)
+            _train(run, recipe.finetune, pruned.model, original, "Fine-tuning", keeper)
             run.save(pruned)
             run.judge("finetuned", pruned.model)
     with run.timed("export"):
@@ -154,7 +161,12 @@ def _stages(run: _Run) -> RunResult:
 
 
 def _train(
-    run: _Run, section: TrainSection, model: nn.Module, original: nn.Module | None, label: str
+    run: _Run,
+    section: TrainSection,
+    model: nn.Module,
+    original: nn.Module | None,
+    label: str,
+    hooks: Hooks | None = None,
 ) -> None:
     settings = train_settings(section, run.recipe.data.batch_size)
     teacher = copy.deepcopy(original) if settings.distill else None
@@ -163,6 +175,7 @@ def _train(
         run.inputs.task,
         run.inputs.data,
         settings,
+        hooks=hooks,
         teacher=teacher,
         seed=run.recipe.seed,
         label=label,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     ConfigDict,
@@ -14,9 +15,17 @@ from pydantic import (
 )
 
 from prune2deploy.errors import nearest_name_hint
-from prune2deploy.methods import METHODS
+from prune2deploy.methods import METHODS, Method
+from prune2deploy.methods.base import Unit
 from prune2deploy.recipe.fields import Key, Section, Share
 from prune2deploy.recipe.training import TrainSection
+
+UNITS = get_args(Unit)
+
+
+def _listed(names: Sequence[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _share_or_table(value: object) -> str:
@@ -42,25 +51,39 @@ class BudgetSection(Section):
         description="Share of the channels kept: one number for every group, or a number per "
         "pattern of layer names, such as {'layer1.*': 0.7}.",
     )
+    weights: Share | None = Field(
+        default=None,
+        description="Share of the weights of convolutions and linear layers kept, the others "
+        "zero; for methods that prune single weights.",
+    )
+    pattern: Literal["2:4"] | None = Field(
+        default=None,
+        description="2:4: of each four weights along the input channels two are kept, as sparse "
+        "tensor cores want it; for methods that prune single weights.",
+    )
 
     def misfits(self) -> list[tuple[Key, str]]:
         """The unit."""
-        named = list(self.target())
+        named = list(self.asked())
         if len(named) == 1:
             return []
         found = " and ".join(named) or "nothing"
         return [
             (
                 (),
-                f"should name exactly one of macs, params and channels, found {found}. "
+                f"should name exactly one of {_listed(UNITS)}, found {found}. "
                 "To replace it on the command line: --set 'prune.budget={params: 0.5}'",
             )
         ]
 
     def target(self) -> dict[str, float | dict[str, float]]:
-        """Return the one unit with its share, as `prune2deploy.plan` takes it."""
-        values = {"macs": self.macs, "params": self.params, "channels": self.channels}
-        return {unit: share for unit, share in values.items() if share is not None}
+        """Return the one unit of channels with its share, as `prune2deploy.plan` takes it."""
+        return {unit: share for unit, share in self.asked().items() if not isinstance(share, str)}
+
+    def asked(self) -> dict[str, float | dict[str, float] | str]:
+        """Return the one unit with what is asked for in it."""
+        values = {unit: getattr(self, unit) for unit in UNITS}
+        return {unit: asked for unit, asked in values.items() if asked is not None}
 
 
 class ScheduleSection(Section):
@@ -151,13 +174,50 @@ class PruneSection(Section):
         return METHODS[info.data["method"]].options.model_validate(value).model_dump()
 
     def misfits(self) -> list[tuple[Key, str]]:
-        """The training that the method needs."""
-        if self.train is not None or not METHODS[self.method].needs_training:
-            return []
+        """What the method needs, and what it has no use for."""
+        method = METHODS[self.method]
+        problems = [*self._unit_problems(method), *self._schedule_problems(method)]
+        if method.granularity == "weight":
+            problems += self._channel_settings()
+        if self.train is None and method.needs_training:
+            problems.append(
+                (
+                    ("train",),
+                    f"missing; {self.method} learns in a training run what to keep. "
+                    "Add for example: train: {epochs: 40, lr: 0.05}",
+                )
+            )
+        return problems
+
+    def _unit_problems(self, method: type[Method[Any]]) -> list[tuple[Key, str]]:
         return [
             (
-                ("train",),
-                f"missing; {self.method} learns its scores in a training run. "
-                "Add for example: train: {epochs: 40, lr: 0.05}",
+                ("budget", unit),
+                f"{method.name} removes {method.granularity}s, and its budget is "
+                f"{' or '.join(method.budgets)}, found {unit}",
             )
+            for unit in self.budget.asked()
+            if unit not in method.budgets
+        ]
+
+    def _schedule_problems(self, method: type[Method[Any]]) -> list[tuple[Key, str]]:
+        problems: list[tuple[Key, str]] = []
+        rounds: Key = ("schedule", "rounds")
+        if self.schedule.kind == "iterative" and method.rounds is None:
+            text = f"{method.name} knows no rounds: its training does it all. Write kind: one_shot"
+            problems.append((("schedule", "kind"), text))
+        if self.schedule.rounds > 1 and self.budget.pattern is not None:
+            text = f"a pattern is made at once, in 1 round, found {self.schedule.rounds}"
+            problems.append((rounds, text))
+        if self.schedule.finetune_epochs != 1 and method.rounds == "train":
+            text = f"is not used by {method.name}, which trains by prune.train in each round"
+            problems.append((("schedule", "finetune_epochs"), text))
+        return problems
+
+    def _channel_settings(self) -> list[tuple[Key, str]]:
+        """Settings of widths and of groups, which nothing looks at where single weights go."""
+        return [
+            ((key,), f"is about channels, and {self.method} prunes single weights; remove it")
+            for key in ("round_to", "min_channels", "normalize")
+            if getattr(self, key) != type(self).model_fields[key].default
         ]

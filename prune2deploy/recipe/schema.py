@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
+from prune2deploy.methods import METHODS
 from prune2deploy.recipe.fields import CrossCheckError, Key, Section
 from prune2deploy.recipe.pruning import PruneSection
 from prune2deploy.recipe.sections import (
@@ -124,7 +125,8 @@ class Recipe(Section):
                 )
             )
         schedule = self.prune.schedule
-        between = schedule.kind == "iterative" and schedule.rounds > 1
+        by_finetune = METHODS[self.prune.method].rounds == "finetune"
+        between = by_finetune and schedule.kind == "iterative" and schedule.rounds > 1
         if between and schedule.finetune_epochs > 0 and self.finetune is None:
             problems.append(
                 (

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prune2deploy.channels import Graph, Plan
+from prune2deploy.report.metrics import LayerWeights
 from prune2deploy.report.numbers import count_text, percent_change
 
 
@@ -23,6 +24,8 @@ class CheckReport:
     plan: what the budget does with scores from filter weights; the recipe's own method
         will choose other channels, under the same budget and widths.
     macs, params: before and after that plan.
+    layers: instead of that plan, for methods that zero single weights: what stays of each
+        layer by magnitude.
     """
 
     name: str
@@ -35,6 +38,7 @@ class CheckReport:
     plan: Plan
     macs: tuple[int, int]
     params: tuple[int, int]
+    layers: Sequence[LayerWeights] = ()
 
 
 def check_table(report: CheckReport) -> Stack:
@@ -47,6 +51,8 @@ def check_table(report: CheckReport) -> Stack:
     facts.add_row("images", images)
     if report.classes is not None:
         facts.add_row("classes", escape(_named(report.classes)))
+    if report.layers:
+        return Stack(facts, *_weights(report))
     for name, (old, new) in (("MACs", report.macs), ("parameters", report.params)):
         change = percent_change(old, new)
         facts.add_row(name, f"{count_text(old)} → about {count_text(new)} ({change})")
@@ -65,6 +71,18 @@ def check_table(report: CheckReport) -> Stack:
     parts += [Text(f"note: {note}") for note in report.plan.notes]
     parts += [Text(f"frozen: {f.name}, {f.size} channels: {f.reason}") for f in report.graph.frozen]
     return Stack(*parts)
+
+
+def _weights(report: CheckReport) -> list[Any]:
+    table = Table(title="Weights", title_justify="left")
+    for heading in ("layer", "weights", "not zero"):
+        table.add_column(heading, justify="left" if heading == "layer" else "right")
+    for one in report.layers:
+        table.add_row(escape(one.layer), f"{one.weights:,}", f"{one.kept:,}")
+    total, kept = sum(w.weights for w in report.layers), sum(w.kept for w in report.layers)
+    table.add_row("all", f"{total:,}", f"{kept:,}")
+    text = f"Numbers are those of magnitudes now; {report.method} will choose its own."
+    return [table, Text(text, style="dim")]
 
 
 def _named(classes: Sequence[str], most: int = 10) -> str:

@@ -15,6 +15,7 @@ RECORDS: tuple[type[BaseModel], ...] = (
     metrics.ParityFigures,
     metrics.Pruning,
     metrics.GroupChoice,
+    metrics.LayerWeights,
     metrics.FrozenChannels,
     metrics.GateResult,
     metrics.FileRecord,

@@ -19,7 +19,9 @@ class _Record(BaseModel):
 class Stage(_Record):
     """The network at one point of the run, judged on the test images."""
 
-    stage: str = Field(description="original, cut (after the last cut), finetuned.")
+    stage: str = Field(
+        description="original, cut (after the last cut) or zeroed (single weights), finetuned."
+    )
     metrics: dict[str, float] = Field(
         description="What the task measures; accuracies in percent, for example top1 and top5."
     )
@@ -59,6 +61,14 @@ class GroupChoice(_Record):
     kept: int = Field(description="Channels after.")
 
 
+class LayerWeights(_Record):
+    """The weights of one layer, where single weights are zeroed."""
+
+    layer: str = Field(description="Name of the parameter.")
+    weights: int = Field(description="How many it has.")
+    kept: int = Field(description="How many are not zero in the end.")
+
+
 class FrozenChannels(_Record):
     """Channels that could not be cut."""
 
@@ -73,8 +83,17 @@ class Pruning(_Record):
     method: str = Field(description="Name of the method.")
     options: dict[str, Any] = Field(description="Its options, defaults included.")
     budget: dict[str, Any] = Field(description="Unit and the share to keep.")
-    kept_share: dict[str, float] = Field(description="Share of MACs and of parameters kept.")
-    groups: list[GroupChoice] = Field(description="Every group of coupled channels.")
+    kept_share: dict[str, float] = Field(
+        description="Share of MACs and of parameters kept, zeros counted as the rest; of weights "
+        "that are not zero, where single weights are zeroed."
+    )
+    groups: list[GroupChoice] = Field(
+        description="Every group of coupled channels; empty where single weights are zeroed."
+    )
+    weights: list[LayerWeights] = Field(
+        default=[],
+        description="Every layer whose single weights may be zeroed; empty where channels are cut.",
+    )
     frozen: list[FrozenChannels] = Field(description="What could not be cut, and why.")
     unknown_ops: dict[str, int] = Field(
         description="Operators without a rule, and how often they were met; they freeze channels."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prune2deploy.report.metrics import Metrics
+from prune2deploy.report.metrics import LayerWeights, Metrics
 from prune2deploy.report.tables import comparison_rows, conditions
 
 
@@ -13,12 +13,14 @@ def summary_markdown(metrics: Metrics) -> str:
     lines += ["", conditions(metrics), ""]
     pruning = metrics.pruning
     unit, share = next(iter(pruning.budget.items()))
-    lines += [
-        f"Pruned with `{pruning.method}`, budget `{unit}: {share}`: "
-        f"{pruning.kept_share['macs']:.1%} of the MACs and "
-        f"{pruning.kept_share['params']:.1%} of the parameters are kept.",
-        "",
-    ]
+    kept = pruning.kept_share
+    found = (
+        f"{kept['weights']:.1%} of the weights of its layers are not zero"
+        if pruning.weights
+        else f"{kept['macs']:.1%} of the MACs and {kept['params']:.1%} of the parameters are kept"
+    )
+    lines += [f"Pruned with `{pruning.method}`, budget `{unit}: {share}`: {found}.", ""]
+    lines += _layers(pruning.weights)
     lines += [f"- {note}" for note in pruning.notes]
     lines += [
         f"- {stage.stage}: {metrics.metric} {stage.metrics[metrics.metric]:.2f}"
@@ -33,3 +35,14 @@ def summary_markdown(metrics: Metrics) -> str:
     where = f"{machine['cpu']}, {machine['threads']} thread(s) for training and evaluation"
     lines += ["", f"{metrics.created}; {where}.", ""]
     return "\n".join(lines)
+
+
+def _layers(weights: list[LayerWeights]) -> list[str]:
+    """A table of layers whose single weights were zeroed, if there are any."""
+    if not weights:
+        return []
+    rows = [
+        f"| `{w.layer}` | {w.weights:,} | {w.kept:,} | {1 - w.kept / w.weights:.1%} |"
+        for w in weights
+    ]
+    return ["| layer | weights | not zero | zeros |", "|---|---:|---:|---:|", *rows, ""]

@@ -30,6 +30,7 @@ def comparison_rows(metrics: Metrics) -> list[Row]:
     rows += [
         _counted("parameters", before.params, after.params),
         _counted("MACs", before.macs, after.macs),
+        *_weight_rows(metrics),
         (
             "ONNX file",
             size_text(before.onnx_bytes),
@@ -40,6 +41,14 @@ def comparison_rows(metrics: Metrics) -> list[Row]:
     for measured in metrics.latency:
         rows += _latency_rows(measured)
     return rows
+
+
+def _weight_rows(metrics: Metrics) -> list[Row]:
+    layers = metrics.pruning.weights
+    if not layers:
+        return []
+    total, kept = sum(w.weights for w in layers), sum(w.kept for w in layers)
+    return [_counted("weights that may be zero, not zero", total, kept)]
 
 
 def _counted(name: str, old: int, new: int) -> Row:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -121,7 +122,13 @@ class _Run:
         self.epoch_steps = len(self.loader(0))
         self.total_steps = max(1, round(settings.epochs * self.epoch_steps))
         self.warmup_steps = round(settings.warmup_epochs * self.epoch_steps)
-        self.step_number = 0
+        if settings.first_step >= self.total_steps:
+            raise TrainingError(
+                f"first_step is {settings.first_step}, and the run has {self.total_steps} steps. "
+                "Let it begin before its last step, or raise epochs."
+            )
+        self.step_number = settings.first_step
+        self.first_epoch = settings.first_step // self.epoch_steps
         self.good = weights_of(model)
 
     def loader(self, epoch: int) -> Loader:
@@ -144,9 +151,9 @@ class _Run:
         history = History(self.engine.precision)
         best = _Best(self.task, self.settings.early_stop_patience)
         start = time.perf_counter()
-        with progress.task(label, total=self.total_steps) as shown:
+        with progress.task(label, total=self.total_steps - self.step_number) as shown:
             while self.step_number < self.total_steps and not history.stopped_early:
-                record = self.train_epoch(len(history.epochs), shown)
+                record = self.train_epoch(self.first_epoch + len(history.epochs), shown)
                 history.epochs.append(record)
                 history.stopped_early = best.see(record, self.model)
                 logger.info("%s: %s", label, _text(record))
@@ -169,7 +176,9 @@ class _Run:
         steps_left = self.total_steps - self.step_number
         start = time.perf_counter()
         with _seeded(self.engine.device, seed_from(self.seed, epoch, self.engine.rank)):
-            for images, targets in self.loader(epoch):
+            # Only where the run goes on from a step within this epoch.
+            done = max(0, self.settings.first_step - epoch * self.epoch_steps)
+            for images, targets in islice(self.loader(epoch), done, None):
                 lr = self.set_learning_rate()
                 loss = self.step(images, targets)
                 total_loss += loss * len(images)

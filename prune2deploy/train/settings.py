@@ -69,6 +69,7 @@ class TrainSettings:
         early_stop_patience: epochs without a better val metric after which training
             stops and the best weights come back; None: never.
         grad_clip: largest norm of the whole gradient.
+        first_step: steps of the run that count as done, for a run that goes on from there.
         accelerator, devices, num_nodes, strategy: passed to Lightning Fabric.
     """
 
@@ -87,6 +88,7 @@ class TrainSettings:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     early_stop_patience: int | None = None
     grad_clip: float | None = None
+    first_step: int = 0
     accelerator: str = "auto"
     devices: int | str = 1
     num_nodes: int = 1
@@ -117,6 +119,7 @@ class TrainSettings:
             "early_stop_patience of at least 1": self.early_stop_patience is None
             or self.early_stop_patience >= 1,
             "grad_clip above 0": self.grad_clip is None or self.grad_clip > 0,
+            "first_step of at least 0": self.first_step >= 0,
         }
         wrong = [expected for expected, holds in checks.items() if not holds]
         if wrong:

@@ -18,7 +18,7 @@ from prune2deploy.pipeline.pruning import Pruned, prune
 from prune2deploy.recipe import Recipe, load_recipe
 from prune2deploy.train import evaluate, fit
 
-NAMES = sorted(METHODS)
+NAMES = sorted(name for name, kind in METHODS.items() if kind.granularity == "channel")
 HOOKS = (
     "attach",
     "own_parameters",

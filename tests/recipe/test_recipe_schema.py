@@ -68,13 +68,37 @@ def test_a_recipe_cannot_be_changed(good: str) -> None:
         ("name=a/b", "folder's name"),
         ("name=..", "folder's name"),
         # Settings that do not go together.
-        ("prune.budget.params=0.3", "exactly one of macs, params and channels, found macs and"),
-        ("prune.budget={}", "exactly one of macs, params and channels, found nothing"),
+        ("prune.budget.params=0.3", "weights and pattern, found macs and params"),
+        ("prune.budget={}", "weights and pattern, found nothing"),
         ("prune.budget={channels: {}}", "at least 1 item"),
         ("prune.budget={channels: {a: 2}}", "should be less than 1, found 2"),
         ("prune.schedule.rounds=3", "one_shot has 1 round, found 3"),
         ("prune.schedule.finetune_epochs=3", "'kind: iterative' only"),
         ("prune={method: ccprune, budget: {macs: .5}}", "prune.train: missing; ccprune learns"),
+        ("prune.budget={weights: 0.2}", "chip removes channels, and its budget is macs or params"),
+        ("prune.budget={pattern: '2:4'}", "chip removes channels"),
+        ("prune={method: han, budget: {macs: .5}}", "its budget is weights or pattern, found macs"),
+        ("prune={method: han, budget: {pattern: '1:4'}}", "should be '2:4', found '1:4'"),
+        ("prune={method: han, budget: {weights: .5}, round_to: 16}", "round_to: is about channels"),
+        (
+            "prune={method: han, budget: {pattern: '2:4'}, schedule: {kind: iterative, rounds: 2}}",
+            "a pattern is made at once, in 1 round, found 2",
+        ),
+        (
+            "prune={method: gsm, budget: {weights: .5}, train: {epochs: 1, lr: .1}, "
+            "schedule: {kind: iterative, rounds: 2}}",
+            "gsm knows no rounds",
+        ),
+        (
+            "prune={method: gsm, budget: {pattern: '2:4'}, train: {epochs: 1, lr: .1}}",
+            "gsm removes weights, and its budget is weights, found pattern",
+        ),
+        (
+            "prune={method: lottery_ticket, budget: {weights: .5}, train: {epochs: 1, lr: .1}, "
+            "schedule: {kind: iterative, rounds: 2, finetune_epochs: 3}}",
+            "which trains by prune.train in each round",
+        ),
+        ("prune={method: gsm, budget: {weights: .5}}", "prune.train: missing; gsm learns"),
         ("finetune.early_stop={patience: 3}", "Set data.val"),
         ("finetune.warmup_epochs=5", "should be shorter than the run of 5 epochs, found 5"),
         ("finetune.gamma=0.2", "'schedule: step' only, and the schedule is 'cosine'"),
@@ -118,6 +142,13 @@ def test_what_does_not_fit_is_one_problem_in_words(
         ["prune.budget={channels: {'layer1.*': 0.5, fc: .25}}"],
         ["prune={method: ccprune, budget: {params: .5}, train: {epochs: 1, lr: .1}}"],
         ["prune.schedule={kind: iterative, rounds: 3}"],
+        ["prune={method: han, budget: {weights: .2}, schedule: {kind: iterative, rounds: 3}}"],
+        ["prune={method: han, budget: {pattern: '2:4'}}"],
+        [
+            "prune={method: lottery_ticket, budget: {weights: .2}, train: {epochs: 1, lr: .1}, "
+            "schedule: {kind: iterative, rounds: 3}}",
+            "finetune=",
+        ],
         ["prune.schedule={kind: iterative, rounds: 3, finetune_epochs: 0}", "finetune="],
         ["data.normalize={mean: [0.1], std: [0.3]}"],
         ["pretrain=", "model.checkpoint=w.pt"],

@@ -426,3 +426,34 @@ def test_a_method_may_replace_the_loss(net, corners):
     fit(model, TASK, corners(), settings(epochs=1, weight_decay=0.0), hooks=Nothing())
     assert seen[0] == (0, 16, 16)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("first", [2, 6])
+def test_a_run_that_goes_on_has_the_images_and_rates_of_what_is_left(net, corners, first):
+    """Four steps an epoch: within the first one, and within the second."""
+
+    class Watching(Quiet):
+        def __init__(self):
+            self.seen = []
+
+        def whole_loss(self, loss, images, output):
+            self.images = images.clone()
+            return loss
+
+        def after_step(self, step):
+            self.seen.append((step.number, step.lr, step.ends_epoch, self.images))
+
+    data, whole, rest = corners(), Watching(), Watching()
+    fit(net(), TASK, data, settings(epochs=3, warmup_epochs=1), hooks=whole)
+    going_on = settings(epochs=3, warmup_epochs=1, first_step=first)
+    history = fit(net(), TASK, data, going_on, hooks=rest)
+    assert [epoch.epoch for epoch in history.epochs] == list(range(first // 4 + 1, 4))
+    assert len(rest.seen) == 12 - first
+    for found, expected in zip(rest.seen, whole.seen[first:], strict=True):
+        assert found[:3] == expected[:3]
+        assert torch.equal(found[3], expected[3])
+
+
+def test_a_run_cannot_go_on_from_beyond_its_end(net, corners):
+    with pytest.raises(TrainingError, match=r"first_step is 8, and the run has 8 steps"):
+        fit(net(), TASK, corners(), settings(first_step=8))
