@@ -37,18 +37,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from prune2deploy.channels import Graph, Group, Role
-from prune2deploy.channels.norm_links import is_dense, norm_behind
+from prune2deploy.channels import Graph
+from prune2deploy.channels.norm_links import norm_behind
 from prune2deploy.errors import MethodError
 from prune2deploy.methods.base import (
     Context,
@@ -59,10 +55,10 @@ from prune2deploy.methods.base import (
     filters,
     require_some,
 )
+from prune2deploy.methods.compactors import Compactors, pairs_of
 
 log = logging.getLogger(__name__)
 
-_NAME = "prune2deploy_compactors"
 _MOMENTUM = 0.99
 
 
@@ -160,7 +156,7 @@ class ResRep(Method[ResRepOptions]):
 
     def __init__(self, settings: ResRepOptions) -> None:
         super().__init__(settings)
-        self._compactors: _Compactors | None = None
+        self._compactors: Compactors | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._macs: Callable[[Sequence[int]], int] = len
         self._target = 0.0
@@ -172,7 +168,7 @@ class ResRep(Method[ResRepOptions]):
         # The cost looks at the model's parameters, so before compactors are among them.
         cost, full = graph.cost, graph.full
         links = norm_behind(graph.model, graph.inputs)
-        pairs = [_pairs(graph, group, links, self.settings.residual) for group in graph.groups]
+        pairs = [pairs_of(graph, group, links, self.settings.residual) for group in graph.groups]
         numbers = [number for number, some in enumerate(pairs) if some]
         if not numbers:
             raise MethodError(
@@ -187,7 +183,7 @@ class ResRep(Method[ResRepOptions]):
             return cost.macs(counts)
 
         self._macs, self._target = macs, self.settings.keep * cost.macs(full)
-        self._compactors = _Compactors(
+        self._compactors = Compactors(
             graph.model, {graph.groups[n].name: pairs[n] for n in numbers}
         )
         self._optimizer = torch.optim.SGD(
@@ -269,147 +265,6 @@ class ResRep(Method[ResRepOptions]):
             norms = torch.cat(parts, dim=1).norm(dim=1) if parts else None
             scores.append(None if norms is None else norms / norms.mean().clamp_min(1e-12))
         return require_some(scores, self.name, "no layer with weights produces them")
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """A layer, the norm behind it, and where in them the group's channels are, shape (size,)."""
-
-    layer: nn.Module
-    norm: _BatchNorm
-    order: Tensor
-
-
-def _pairs(graph: Graph, group: Group, links: dict[str, str | None], residual: bool) -> list[_Pair]:
-    """The layers that make a group, each with its norm; empty if a compactor is not possible."""
-    norms = {slot.tensor.rpartition(".")[0]: slot for slot in group.of_role(Role.SCALE)}
-    made = dict.fromkeys(s.tensor.rpartition(".")[0] for s in group.of_role(Role.PRODUCER))
-    if len(made) != len(norms) or not made or (len(made) > 1 and not residual):
-        return []
-    pairs = []
-    for name in made:
-        slot = norms.get(links.get(name) or "")
-        layer = graph.model.get_submodule(name)
-        if slot is None or not is_dense(layer):
-            return []
-        norm = graph.model.get_submodule(slot.tensor.rpartition(".")[0])
-        assert isinstance(norm, _BatchNorm)
-        # Channels that stay or belong to another group would be mixed in.
-        if slot.index.shape != (norm.num_features, 1):
-            return []
-        pairs.append(_Pair(layer, norm, torch.from_numpy(slot.index[:, 0])))
-    return pairs
-
-
-class _Compactors(nn.Module):
-    """A matrix per group, applied behind its norms; a part of the model as long as it trains."""
-
-    def __init__(self, model: nn.Module, pairs: dict[str, list[_Pair]]) -> None:
-        super().__init__()
-        # In tuples, or they would be registered as parts of this module.
-        self._model = (model,)
-        self._names = tuple(pairs)
-        self._pairs = tuple((n, pair) for n, some in enumerate(pairs.values()) for pair in some)
-        starts = [some[0].norm.weight.detach() for some in pairs.values()]
-        self.matrices = nn.ParameterList(
-            nn.Parameter(torch.diag(torch.ones_like(s))) for s in starts
-        )
-        for number, start in enumerate(starts):
-            self.register_buffer(f"mask{number}", torch.ones_like(start))
-        self._handles = []
-        for number, (_, pair) in enumerate(self._pairs):
-            # What a norm gives has its shift and scale for mean and deviation.
-            self.register_buffer(f"mean{number}", pair.norm.bias.detach().clone())
-            self.register_buffer(f"variance{number}", pair.norm.weight.detach().square())
-            self.register_buffer(f"order{number}", pair.order.to(pair.norm.weight.device))
-            self._handles.append(pair.norm.register_forward_hook(_Behind(self, number)))
-        model.add_module(_NAME, self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return what comes: an nn.Sequential calls all its parts in turn, and this is one."""
-        return x
-
-    def matrix(self, number: int) -> Tensor:
-        """The compactor of a pair, its rows and columns in the order of the norm's channels."""
-        back = self.get_buffer(f"order{number}").argsort()
-        found: Tensor = self.matrices[self._pairs[number][0]][back][:, back]
-        return found
-
-    def apply_to(self, number: int, normed: Tensor) -> Tensor:
-        """Multiply, and in training follow mean and variance of the result."""
-        matrix = self.matrix(number).to(normed.dtype)
-        convolve = (F.linear, F.conv1d, F.conv2d, F.conv3d)[normed.dim() - 2]
-        y = convolve(normed, matrix.view(*matrix.shape, *[1] * (normed.dim() - 2)))
-        norm = self._pairs[number][1].norm
-        if norm.training:
-            with torch.no_grad():
-                seen = y.detach().float().transpose(0, 1).flatten(1)
-                factor = norm.momentum
-                if factor is None:
-                    factor = 1 / max(1, int(norm.num_batches_tracked or 1))
-                self.get_buffer(f"mean{number}").lerp_(seen.mean(dim=1), factor)
-                self.get_buffer(f"variance{number}").lerp_(seen.var(dim=1), factor)
-        return y
-
-    def masked(self) -> list[tuple[nn.Parameter, Tensor]]:
-        """Each matrix with its mask."""
-        return [(m, self.get_buffer(f"mask{n}")) for n, m in enumerate(self.matrices)]
-
-    def norms(self) -> list[Tensor]:
-        """Row norms per group."""
-        return [m.detach().norm(dim=1).cpu() for m in self.matrices]
-
-    def forget(self, chosen: list[Tensor]) -> None:
-        """Mask these rows, and no others."""
-        for (_, mask), gone in zip(self.masked(), chosen, strict=True):
-            mask.copy_(~gone)
-
-    @torch.no_grad()
-    def fold(self) -> dict[str, Tensor]:
-        """Leave the plain model behind; return the row norms per name of a group."""
-        (model,) = self._model
-        for handle in self._handles:
-            handle.remove()
-        for number, (_, pair) in enumerate(self._pairs):
-            mean, variance = self.get_buffer(f"mean{number}"), self.get_buffer(f"variance{number}")
-            _fold(pair.layer, pair.norm, self.matrix(number), mean, variance)
-        del model._modules[_NAME]
-        return dict(zip(self._names, self.norms(), strict=True))
-
-
-class _Behind:
-    """Hook of a norm. A class, so that a copy of the model has hooks that know the copy."""
-
-    def __init__(self, compactors: _Compactors, number: int) -> None:
-        self._compactors = compactors
-        self._number = number
-
-    def __call__(self, norm: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        return self._compactors.apply_to(self._number, output)
-
-
-def _fold(layer: Any, norm: _BatchNorm, matrix: Tensor, mean: Tensor, variance: Tensor) -> None:
-    """Change layer and norm so that together they give matrix @ norm(layer(x)), exactly.
-
-    mean, variance: of that, per channel; any with variance >= 0 are right.
-    """
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    q, m, v = matrix.double(), mean.double(), variance.double()
-    scale = norm.weight.double() * torch.rsqrt(norm.running_var.double() + norm.eps)
-    shift = norm.bias.double() - scale * norm.running_mean.double()
-    if layer.bias is not None:
-        shift = shift + scale * layer.bias.double()
-    constant = q @ shift
-    layer.weight.copy_(((q * scale) @ layer.weight.double().flatten(1)).view_as(layer.weight))
-    norm.running_mean.copy_(m)
-    if layer.bias is not None:
-        layer.bias.copy_(constant)
-    else:
-        norm.running_mean.copy_(m - constant)
-    norm.running_var.copy_(v)
-    norm.weight.copy_((norm.running_var.double() + norm.eps).sqrt())
-    norm.bias.copy_(m)
 
 
 METHOD = ResRep

@@ -23,7 +23,8 @@ judged by the L2 norm of their filters over its mean.
 
 Where to prune: with a budget of multiply-accumulates or parameters, an LSTM reads the groups in
 their order and draws for each a share to keep, of 1.0, 0.9 to 0.3. Shares are then scaled by
-one factor so that the network just meets the budget; it is cut, its batch-norm statistics are
+one factor so that the network meets the budget, and what is left of it widens the narrowest
+groups; the network is cut, its batch-norm statistics are
 renewed, and it is judged. The controller learns by REINFORCE with
 
     reward = judged - 1 + weight * min(0, target - cost as drawn) / target
@@ -37,11 +38,7 @@ is judged that cannot be used.
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +48,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prune2deploy import progress
 from prune2deploy.channels import Graph, Role, cut
-from prune2deploy.channels.norm_links import is_dense, norm_behind
 from prune2deploy.errors import MethodError
 from prune2deploy.methods.base import (
     Allocation,
@@ -65,22 +61,10 @@ from prune2deploy.methods.base import (
     require_some,
     weight_slots,
 )
+from prune2deploy.methods.branches import Branches, branched
 
-_NAME = "prune2deploy_branches"
-_HIDDEN = 4
-"""The fewest units between down and up: a single one that is off would shut the branch up."""
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 """What the controller chooses from."""
-
-
-def excluded(excitation: Tensor, count: int) -> Tensor:
-    """Zero all but the `count` largest of each image; only those have a gradient.
-
-    Args:
-        excitation: shape (images, channels).
-    """
-    stay = excitation.topk(count, dim=1).indices
-    return excitation * torch.zeros_like(excitation).scatter(1, stay, 1.0)
 
 
 def reward(judged: float, cost: float, target: float, weight: float) -> float:
@@ -117,6 +101,25 @@ def fitted(choice: Allocation, shares: Sequence[float | None]) -> Counts | None:
         else:
             high = middle
     return scaled(low)
+
+
+def filled(choice: Allocation, counts: Counts, shares: Sequence[float | None]) -> Counts:
+    """Widen judged groups, the narrowest first, as long as one more step meets the target."""
+    while True:
+        order = np.argsort(
+            [n / allowed[0] for n, allowed in zip(counts, choice.allowed, strict=True)]
+        )
+        for number in order.tolist():
+            wider = [n for n in choice.allowed[number] if n > counts[number]]
+            if shares[number] is None or not wider:
+                continue
+            tried = counts.copy()
+            tried[number] = min(wider)
+            if choice.cost(tried) <= choice.target:
+                counts = tried
+                break
+        else:
+            return counts
 
 
 class SepOptions(MethodOptions):
@@ -156,19 +159,19 @@ class Sep(Method[SepOptions]):
 
     def __init__(self, settings: SepOptions) -> None:
         super().__init__(settings)
-        self._branches: _Branches | None = None
+        self._branches: Branches | None = None
         self._means: dict[str, Tensor] = {}
 
     def attach(self, graph: Graph) -> None:
         """Give each layer of channels that can go its branch."""
-        found = _branched(graph)
+        found = branched(graph)
         if not found:
             raise MethodError(
                 "sep needs a convolution or linear layer that makes channels that can go, and "
                 "there is none whose channels each may read all of its input. Choose another "
                 "method, for example l1."
             )
-        self._branches = _Branches(graph.model, found)
+        self._branches = Branches(graph.model, found)
 
     def after_step(self, step: Step) -> None:
         """Begin to leave channels out when it is time; end the means with the epoch."""
@@ -229,6 +232,7 @@ class Sep(Method[SepOptions]):
                     counts = fitted(choice, shares)
                     if counts is None:
                         return None  # the budget says what it cannot reach
+                    counts = filled(choice, counts, shares)
                     key = tuple(counts.tolist())
                     if key not in judged:
                         judged[key] = self._try(context, scores, counts)
@@ -320,131 +324,6 @@ def _facts(graph: Graph, choice: Allocation) -> Tensor:
         rows.append([shape[1], group.size, shape[2] if len(shape) > 2 else 1, stride, saved])
     facts = torch.tensor(rows, dtype=torch.float32)
     return facts / facts.amax(dim=0).clamp_min(1e-12)
-
-
-@dataclass(frozen=True)
-class _Branched:
-    """A layer with a branch: whose result is scaled, and which of its channels are the group's."""
-
-    group: str
-    layer: nn.Module
-    norm: nn.Module | None
-    order: Tensor
-
-
-def _branched(graph: Graph) -> list[_Branched]:
-    links = norm_behind(graph.model, graph.inputs)
-    found = []
-    for group in graph.groups:
-        for slot in weight_slots(graph, group, Role.PRODUCER):
-            name = slot.tensor.rpartition(".")[0]
-            layer = graph.model.get_submodule(name)
-            if name not in links or not is_dense(layer) or slot.index.shape[1] != 1:
-                continue
-            norm = links[name]
-            found.append(
-                _Branched(
-                    group.name,
-                    layer,
-                    None if norm is None else graph.model.get_submodule(norm),
-                    torch.from_numpy(slot.index[:, 0]),
-                )
-            )
-    return found
-
-
-class _Branches(nn.Module):
-    """The branches of a model's layers; a part of the model as long as it trains.
-
-    keep: share of the channels that count for an image; None: all do.
-    """
-
-    def __init__(self, model: nn.Module, found: list[_Branched]) -> None:
-        super().__init__()
-        self.keep: float | None = None
-        # In tuples, or they would be registered as parts of this module.
-        self._model = (model,)
-        self._found = tuple(found)
-        self._now: dict[int, Tensor] = {}
-        self._handles = []
-        self.nets = nn.ModuleList()
-        for number, one in enumerate(found):
-            weight = one.layer.get_parameter("weight")
-            hidden = max(_HIDDEN, weight.shape[0] // 16)
-            down = nn.Linear(weight.shape[1], hidden, bias=False)
-            up = nn.Linear(hidden, len(one.order), bias=False)
-            nn.init.zeros_(up.weight)
-            net = nn.Sequential(down, nn.ReLU(), up, nn.Sigmoid())
-            self.nets.append(net.to(weight.device, weight.dtype))
-            start = weight.new_full((len(one.order),), 0.5)
-            self.register_buffer(f"mean{number}", start)
-            self.register_buffer(f"sum{number}", torch.zeros_like(start))
-            self.register_buffer(f"order{number}", one.order.to(weight.device))
-            place = one.layer if one.norm is None else one.norm
-            look = functools.partial(self._look, number)
-            scale = functools.partial(self._scale, number)
-            self._handles.append(one.layer.register_forward_pre_hook(look))
-            self._handles.append(place.register_forward_hook(scale))
-        self.register_buffer("seen", torch.zeros(len(found)))
-        model.add_module(_NAME, self)
-
-    seen: Tensor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return what comes: an nn.Sequential calls all its parts in turn, and this is one."""
-        return x
-
-    def _look(self, number: int, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        x: Tensor = inputs[0]
-        if isinstance(layer, nn.Linear):
-            x = x.reshape(len(x), -1, x.shape[-1]).mean(dim=1)
-        else:
-            x = x.flatten(2).mean(dim=2)
-        excitation = self.nets[number](x)
-        if self.training:
-            with torch.no_grad():
-                self.get_buffer(f"sum{number}").add_(excitation.float().sum(dim=0))
-                self.seen[number] += len(x)
-        self._now[number] = excitation
-
-    def _scale(self, number: int, place: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        excitation = self._now.pop(number)
-        if self.keep is not None:
-            excitation = excluded(excitation, math.ceil(self.keep * excitation.shape[1]))
-        linear = isinstance(self._found[number].layer, nn.Linear)
-        dim = output.dim() - 1 if linear else 1
-        factor = excitation.new_ones(len(excitation), output.shape[dim])
-        factor = factor.index_copy(1, self.get_buffer(f"order{number}"), 2 * excitation)
-        shape = [len(output), *[1] * (output.dim() - 1)]
-        shape[dim] = output.shape[dim]
-        return output * factor.view(shape).to(output.dtype)
-
-    def end_pass(self) -> None:
-        """Take the mean of what was seen since the last call, and begin anew."""
-        with torch.no_grad():
-            for number, seen in enumerate(self.seen.tolist()):
-                total = self.get_buffer(f"sum{number}")
-                if seen:
-                    self.get_buffer(f"mean{number}").copy_(total / seen)
-                total.zero_()
-            self.seen.zero_()
-
-    @torch.no_grad()
-    def fold(self) -> dict[str, Tensor]:
-        """Leave the plain model behind; return the mean excitation per name of a group."""
-        (model,) = self._model
-        for handle in self._handles:
-            handle.remove()
-        means: dict[str, list[Tensor]] = {}
-        for number, one in enumerate(self._found):
-            mean, order = self.get_buffer(f"mean{number}"), self.get_buffer(f"order{number}")
-            place = one.layer if one.norm is None else one.norm
-            for parameter in place.parameters(recurse=False):
-                factor = parameter.new_ones(len(parameter)).index_copy(0, order, 2 * mean)
-                parameter.mul_(factor.view(-1, *[1] * (parameter.dim() - 1)))
-            means.setdefault(one.group, []).append(mean.detach().cpu())
-        del model._modules[_NAME]
-        return {name: torch.stack(some).mean(dim=0) for name, some in means.items()}
 
 
 METHOD = Sep

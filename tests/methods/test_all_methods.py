@@ -24,7 +24,8 @@ NAMES = [name for name in EVERY if METHODS[name].granularity == "channel"]
 
 def test_every_method_file_is_in_the_table() -> None:
     files = {p.stem for p in Path(str(methods.__file__)).parent.glob("*.py")}
-    helpers = {"__init__", "base", "gated", "gates", "shadow", "teacher", "weights"}
+    shared = ("branches", "compactors", "gated", "gates", "shadow", "teacher", "weights")
+    helpers = {"__init__", "base", *shared}
     assert files - helpers == set(METHODS)
     assert len(METHODS) >= 34
 

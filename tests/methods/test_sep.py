@@ -17,7 +17,8 @@ from prune2deploy.channels import Graph, cut, trace
 from prune2deploy.errors import MethodError
 from prune2deploy.methods import Context, sep
 from prune2deploy.methods.base import Allocation
-from prune2deploy.methods.sep import SHARES, Sep, excluded, fitted, nearest_counts, reward
+from prune2deploy.methods.branches import excluded
+from prune2deploy.methods.sep import SHARES, Sep, filled, fitted, nearest_counts, reward
 
 
 def test_the_mask_of_the_specification() -> None:
@@ -58,6 +59,14 @@ def test_schemes_are_brought_to_the_target_in_proportion() -> None:
             assert (found is None) == (not within)
             if found is not None:
                 assert found.tolist() == within[-1].tolist()
+            if found is not None:
+                wide = filled(choice(target), found, shares)
+                assert (wide >= found).all()
+                assert wide.sum() <= target
+                for group, allowed in enumerate(choice(target).allowed):
+                    steps = [n for n in allowed if n > wide[group]]
+                    one_more = wide.sum() - wide[group] + min(steps, default=99)
+                    assert shares[group] is None or one_more > target
     assert fitted(choice(5), [1.0, 1.0]) is None
 
 

@@ -34,14 +34,14 @@ def test_the_blocks_with_the_lowest_scores_go(graph: Graph, name: str) -> None:
         for block in ("layer2.1", "layer3.2"):
             for parameter in model.get_submodule(block).parameters():
                 parameter.mul_(1e-3)
-    found = plan(graph, name, budget={"macs": 0.75}, structure="block")
-    assert found.blocks == ("layer2.1", "layer3.2")
+    found = plan(graph, name, budget={"macs": 0.79}, structure="block")
+    assert set(found.blocks) == {"layer2.1", "layer3.2"}
     small = cut(model, found)
     gone = [b for b in find_blocks(model, images()) if b.name in found.blocks]
     torch.testing.assert_close(run(small, images()), zeroed_blocks(model, images(), gone))
     after = trace(small, images())
     share = after.cost.macs(after.full) / graph.cost.macs(graph.full)
-    assert share <= 0.75 * 1.02
+    assert share <= 0.79 * 1.02
     assert f"{share:.1%} of the macs are left" in found.notes[0]
 
 
@@ -67,15 +67,18 @@ def trained(method_name: str, graph: Graph, steps: int, **options: object) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("sss", {}), ("ssl", {"proximal": True}), ("ssl", {"proximal": False})]
+    ("name", "penalty", "options"),
+    [("sss", 2.0, {}), ("ssl", 5.0, {"proximal": True}), ("ssl", 0.05, {"proximal": False})],
 )
-def test_training_brings_blocks_to_zero(graph: Graph, name: str, options: dict[str, bool]) -> None:
+def test_training_brings_blocks_to_zero(
+    graph: Graph, name: str, penalty: float, options: dict[str, bool]
+) -> None:
     # By so strong a penalty that nothing but zero is left; without one they stay.
     blocks = find_blocks(graph.model, images())
     lasts = [graph.model.get_parameter(f"{b.last}.weight") for b in blocks]
     convs = [graph.model.get_parameter(f"{b.name}.conv1.weight") for b in blocks]
     start = [c.detach().norm() for c in convs]
-    trained(name, graph, 30, penalty=2.0 if name == "sss" else 0.05, **options)
+    trained(name, graph, 30, penalty=penalty, **options)
     if name == "sss":
         assert all(not weight.any() for weight in lasts)
     elif options["proximal"]:
