@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prune2deploy.channels import Graph, Plan, cut, load_pruned, mask, save_pruned, trace
     from prune2deploy.export import fold_batchnorm
-    from prune2deploy.pipeline.planning import plan
+    from prune2deploy.pipeline.planning import plan, prepare
     from prune2deploy.pipeline.weights import weight_masks
 
 __version__ = "0.1.0"
@@ -25,6 +25,7 @@ _HOME = {
     "load_pruned": "prune2deploy.channels",
     "mask": "prune2deploy.channels",
     "plan": "prune2deploy.pipeline.planning",
+    "prepare": "prune2deploy.pipeline.planning",
     "save_pruned": "prune2deploy.channels",
     "trace": "prune2deploy.channels",
     "weight_masks": "prune2deploy.pipeline.weights",
@@ -39,6 +40,7 @@ __all__ = [
     "load_pruned",
     "mask",
     "plan",
+    "prepare",
     "save_pruned",
     "trace",
     "weight_masks",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from prune2deploy.budget import (
     Decision,
@@ -111,9 +113,48 @@ def plan(
     kind, share = _checked_budget(budget)
     notes = [reached(graph, decision.kept, original or graph, kind, share), *decision.notes]
     notes += held_back(graph.frozen)
+    if edits_weights(chosen):
+        notes.append(
+            f"{chosen.name} edits weights once it is known which channels stay. A run does so by "
+            "itself; in Python cut what prune2deploy.prepare(graph, plan, method) returns."
+        )
     if unjudged:
         notes.append(f"{chosen.name} cannot judge and so kept whole: {', '.join(unjudged)}.")
     return graph.plan(decision.kept, notes)
+
+
+def edits_weights(method: Method[Any]) -> bool:
+    """Whether the method has something to do between the plan and the cut."""
+    return type(method).before_cut is not Method.before_cut
+
+
+def prepare(
+    graph: Graph,
+    plan: Plan,
+    method: str | Method[Any],
+    *,
+    images: Iterable[Tensor] | Images | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Let a method make weights ready for a cut, as ThiNet and C-SGD do; others change nothing.
+
+    Args:
+        graph: the one that the plan was made from. Its model is left alone.
+        method: a name, or the Method that the plan was made with; one that learns in training
+            knows what it has learned, so it must be the same.
+        images: as for `plan`.
+        options: the method's own options.
+
+    Returns:
+        A copy of the model, to be given to `cut` with the plan.
+
+    Raises:
+        MethodError: what the method needs is missing.
+    """
+    chosen = make_method(method, options) if isinstance(method, str) else method
+    ready = replace(graph, model=copy.deepcopy(graph.model))
+    chosen.before_cut(Context(ready, _as_source(images)), ready.kept(plan))
+    return ready.model
 
 
 def _as_source(images: Iterable[Tensor] | Images | None) -> Images | None:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from prune2deploy.channels import Graph, Plan, cut, trace, try_plan
 from prune2deploy.data import Loader
 from prune2deploy.errors import ModelError
-from prune2deploy.methods import Context, Method
+from prune2deploy.methods import Method
 from prune2deploy.methods.weights import Masks
 from prune2deploy.pipeline.inputs import Inputs, train_settings
-from prune2deploy.pipeline.planning import Share, make_method, plan
+from prune2deploy.pipeline.planning import Share, edits_weights, make_method, plan, prepare
 from prune2deploy.recipe import Recipe
 from prune2deploy.train import evaluate, fit, recalibrate_batchnorm
 
@@ -74,8 +74,9 @@ def prune(recipe: Recipe, inputs: Inputs, model: nn.Module) -> Pruned:
             judge=lambda model: _judged(recipe, inputs, model),
             original=start,
         )
-        if type(method).before_cut is not Method.before_cut:
-            graph = _prepared(recipe, inputs, method, graph, step)
+        if edits_weights(method):
+            images = functools.partial(_images, recipe, inputs)
+            graph = replace(graph, model=prepare(graph, step, method, images=images))
         model = _checked_cut(graph, step)
         total = step if total is None else total.then(step)
         if section.recalibrate:
@@ -84,16 +85,6 @@ def prune(recipe: Recipe, inputs: Inputs, model: nn.Module) -> Pruned:
             _train_between(recipe, inputs, model, teacher, method)
     assert total is not None
     return Pruned(model, total, start)
-
-
-def _prepared(
-    recipe: Recipe, inputs: Inputs, method: Method[Any], graph: Graph, step: Plan
-) -> Graph:
-    """The graph of a copy of the model whose weights the method has made ready for the cut."""
-    ready = replace(graph, model=copy.deepcopy(graph.model))
-    images = functools.partial(_images, recipe, inputs)
-    method.before_cut(Context(ready, images), ready.kept(step))
-    return ready
 
 
 def _judged(recipe: Recipe, inputs: Inputs, model: nn.Module) -> float:

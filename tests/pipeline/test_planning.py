@@ -17,7 +17,7 @@ from prune2deploy.channels import Graph, Plan, cut, trace
 from prune2deploy.errors import BudgetError, MethodError
 from prune2deploy.methods import METHODS, Context, Method, MethodOptions
 from prune2deploy.models.cifar_resnet import resnet20
-from prune2deploy.pipeline.planning import make_method, plan
+from prune2deploy.pipeline.planning import make_method, plan, prepare
 
 
 @cache
@@ -391,3 +391,24 @@ def test_a_budget_that_an_earlier_cut_has_met_removes_nothing() -> None:
     start = trace(model, images)
     first = cut(model, plan(start, budget={"macs": 0.4}))
     assert plan(trace(first, images), budget={"macs": 0.5}, original=start).removes_nothing
+
+
+def test_methods_that_edit_weights_do_so_in_a_copy() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)]
+    model = nn.Sequential(*layers)
+    with torch.no_grad():  # each filter twice: one of two can do the work of both
+        for parameter in model[0].parameters():
+            parameter[4:] = parameter[:4]
+    images = [torch.randn(8, 3, 8, 8) for _ in range(4)]
+    graph = trace(model, images[0])
+    planned = plan(graph, "thinet", budget={"channels": 0.5}, round_to=1, images=images)
+    assert any("prune2deploy.prepare" in note for note in planned.notes)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    ready = prepare(graph, planned, "thinet", images=images)
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    want = run(model, images[0])
+    plain, prepared = (run(cut(m, planned), images[0]) for m in (model, ready))
+    assert (prepared - want).square().sum() < 0.5 * (plain - want).square().sum()
+    unchanged = prepare(graph, planned, "l1")
+    assert all(torch.equal(before[name], p) for name, p in unchanged.named_parameters())
