@@ -277,6 +277,22 @@ def joint_norms(parts: Sequence[Tensor]) -> Tensor:
     return norms
 
 
+def relative_norms(context: Context, group: Group) -> Tensor | None:
+    """L2 norm of each channel's filters over the mean of the group's, so that layers compare.
+
+    What methods that learn a number per channel go by where nothing was learned.
+
+    Returns:
+        Shape (size,), 1 on average, zeros if all filters are; None: no weights make the group.
+    """
+    parts = filters(context, group)
+    if not parts:
+        return None
+    norms = joint_norms(parts)
+    mean = norms.mean()
+    return norms / mean if mean > 0 else norms
+
+
 def filter_norms(context: Context, method: str) -> list[Tensor | None]:
     """Score every group by the L2 norm of the filters that produce a channel, as one vector.
 

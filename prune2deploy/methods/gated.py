@@ -18,7 +18,7 @@ from prune2deploy.methods.base import (
     IndexTable,
     Method,
     Options,
-    filters,
+    relative_norms,
     require_some,
 )
 from prune2deploy.methods.gates import Gates, Layout, Place, gate_slots
@@ -113,7 +113,10 @@ class Gated(Method[Options]):
         """What was learned, per group; without training, norms of filters over their mean."""
         learned = self._learned
         if learned is None:
-            norms = [_norms(context, number) for number in range(len(context.graph.groups))]
+            norms = [
+                relative_norms(context, context.graph.groups[number])
+                for number in range(len(context.graph.groups))
+            ]
             return require_some(norms, self.name, "no layer with weights produces them")
         scores = []
         for group in context.graph.groups:
@@ -156,12 +159,3 @@ class _Closed:
             entries = torch.from_numpy(slot.index[channels].reshape(-1)).to(plain.device)
             values = plain.index_select(slot.dim, entries).to(parameter)
             parameter.index_copy_(slot.dim, entries.to(parameter.device), values)
-
-
-def _norms(context: Context, number: int) -> Tensor | None:
-    parts = filters(context, context.graph.groups[number])
-    if not parts:
-        return None
-    norms: Tensor = torch.cat(parts, dim=1).norm(dim=1)
-    mean = norms.mean()
-    return norms / mean if mean > 0 else norms

@@ -52,7 +52,7 @@ from prune2deploy.methods.base import (
     Method,
     MethodOptions,
     Step,
-    filters,
+    relative_norms,
     require_some,
 )
 from prune2deploy.methods.compactors import Compactors, pairs_of
@@ -245,26 +245,19 @@ class ResRep(Method[ResRepOptions]):
     def score(self, context: Context) -> list[Tensor | None]:
         """Row norms of compactors; without any training, filter norms."""
         if not self._norms:
-            return self._filter_norms(context)
+            norms = [relative_norms(context, group) for group in context.graph.groups]
+            return require_some(norms, self.name, "no layer with weights produces them")
         scores: list[Tensor | None] = []
         for group in context.graph.groups:
-            norms = self._norms.get(group.name)
-            if norms is not None and len(norms) != group.size:
+            learned = self._norms.get(group.name)
+            if learned is not None and len(learned) != group.size:
                 raise MethodError(
                     f"resrep was trained on a network with other channels: '{group.name}' has "
-                    f"{group.size} and {len(norms)} were learned. Train with its hooks again "
+                    f"{group.size} and {len(learned)} were learned. Train with its hooks again "
                     "after each cut (prune.schedule.finetune_epochs above 0)."
                 )
-            scores.append(norms)
+            scores.append(learned)
         return require_some(scores, self.name, "none had a compactor in the training")
-
-    def _filter_norms(self, context: Context) -> list[Tensor | None]:
-        scores: list[Tensor | None] = []
-        for group in context.graph.groups:
-            parts = filters(context, group)
-            norms = torch.cat(parts, dim=1).norm(dim=1) if parts else None
-            scores.append(None if norms is None else norms / norms.mean().clamp_min(1e-12))
-        return require_some(scores, self.name, "no layer with weights produces them")
 
 
 METHOD = ResRep

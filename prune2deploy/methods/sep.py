@@ -57,7 +57,7 @@ from prune2deploy.methods.base import (
     MethodOptions,
     Scores,
     Step,
-    filters,
+    relative_norms,
     require_some,
     weight_slots,
 )
@@ -193,9 +193,7 @@ class Sep(Method[SepOptions]):
         scores: list[Tensor | None] = []
         for group in context.graph.groups:
             if not self._means:
-                parts = filters(context, group)
-                norms = torch.cat(parts, dim=1).norm(dim=1) if parts else None
-                scores.append(None if norms is None else norms / norms.mean().clamp_min(1e-12))
+                scores.append(relative_norms(context, group))
                 continue
             means = self._means.get(group.name)
             if means is not None and len(means) != group.size:

@@ -44,7 +44,7 @@ from prune2deploy.methods.base import (
     Method,
     MethodOptions,
     Step,
-    filters,
+    relative_norms,
     require_some,
     scales,
 )
@@ -70,21 +70,6 @@ def proximal_step(
     near = soft_threshold(factors - lr * gradient, lr * penalty)
     velocity = near - factors + momentum * velocity
     return (near + momentum * velocity).clamp_min(0.0), velocity
-
-
-def relative_norms(parts: list[Tensor]) -> Tensor:
-    """L2 norm of each channel's filters, over the mean of all channels.
-
-    Args:
-        parts: each of shape (channels, entries).
-
-    Returns:
-        Shape (channels,), 1 on average; zeros if all are.
-    """
-    norms = torch.cat(parts, dim=1).norm(dim=1)
-    mean = norms.mean()
-    relative: Tensor = norms / mean if mean > 0 else norms
-    return relative
 
 
 class SssOptions(MethodOptions):
@@ -158,8 +143,7 @@ class Sss(Method[SssOptions]):
             if norms:
                 scores.append(torch.stack(norms).mean(dim=0))
                 continue
-            parts = filters(context, group)
-            scores.append(relative_norms(parts) if parts else None)
+            scores.append(relative_norms(context, group))
         return require_some(scores, self.name, "no batch norm or layer with weights makes them")
 
     @property

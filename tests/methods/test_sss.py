@@ -6,11 +6,11 @@ import pytest
 import torch
 from networks import run
 from scoring import batches, make, scores_of, step, train
-from torch import Tensor, nn
+from torch import nn
 
 from prune2deploy.channels import Graph, trace
 from prune2deploy.errors import MethodError
-from prune2deploy.methods.sss import proximal_step, relative_norms, soft_threshold
+from prune2deploy.methods.sss import proximal_step, soft_threshold
 
 
 def chain() -> nn.Sequential:
@@ -143,14 +143,17 @@ def test_norms_that_share_channels_are_averaged(mixed: Graph) -> None:
 
 
 def test_filters_without_a_norm_are_compared_with_their_mean() -> None:
-    parts = [torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([[4.0], [0.0]])]
-    torch.testing.assert_close(relative_norms(parts), torch.tensor([5.0, 1.0]) / 3)
-    assert relative_norms([torch.zeros(2, 3)]).tolist() == [0, 0]
-    model = chain()
-    _, second = scores_of("sss", traced(model))
-    weight: Tensor = model[3].weight.detach().flatten(1).norm(dim=1)
-    assert second is not None
-    torch.testing.assert_close(second, weight / weight.mean())
+    model = nn.Sequential(nn.Conv2d(1, 2, (1, 2), bias=False), nn.Conv2d(2, 1, 1))
+    graph = trace(model, torch.randn(1, 1, 4, 4))
+    weight = model[0].weight
+    with torch.no_grad():
+        weight.copy_(torch.tensor([[3.0, 4.0], [0.0, 1.0]]).view_as(weight))
+    (score,) = scores_of("sss", graph)
+    torch.testing.assert_close(score, torch.tensor([5.0, 1.0]) / 3)
+    nn.init.zeros_(weight)
+    (score,) = scores_of("sss", graph)
+    assert score is not None
+    assert score.tolist() == [0, 0]
 
 
 def test_a_network_without_channels_that_can_go_is_refused() -> None:
