@@ -121,6 +121,7 @@ class Bar(Gated[BarOptions]):
     )
     cost = "one training run"
     options = BarOptions
+    attach_changes = True  # gates start half closed, unless `start` says otherwise
     place = "made"
 
     _teacher: Teacher | None = None

@@ -128,6 +128,8 @@ class Method(ABC, Generic[Options]):
     needs_judge: networks are tried out.
     by_place: channels that are alike are told apart by their place, so that scores do not go
         along when channels change places.
+    attach_changes: attaching changes what the network returns in eval mode.
+    detach_changes: so does detaching.
     may_train: has hooks for a training, and means something without one as well.
     normalisation: default for comparing groups with one another.
     granularity: what it removes; those of single weights are WeightMethods (weights.py).
@@ -147,6 +149,8 @@ class Method(ABC, Generic[Options]):
     needs_judge: ClassVar[bool] = False
     by_place: ClassVar[bool] = False
     may_train: ClassVar[bool] = False
+    attach_changes: ClassVar[bool] = False
+    detach_changes: ClassVar[bool] = False
     normalisation: ClassVar[Normalisation] = "mean"
     granularity: ClassVar[Granularity] = "channel"
     budgets: ClassVar[tuple[Unit, ...]] = ("macs", "params", "channels")

@@ -156,6 +156,7 @@ class Sep(Method[SepOptions]):
     options = SepOptions
     needs_training = True
     needs_judge = True
+    detach_changes = True  # means take the place of what was computed image by image
 
     def __init__(self, settings: SepOptions) -> None:
         super().__init__(settings)

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scoring import batches, build_mixed, make, scores_of
+from networks import run
+from scoring import batches, build_mixed, make, scores_of, train
 from torch import nn
 
 from prune2deploy import methods
-from prune2deploy.channels import Graph, Group, trace
+from prune2deploy.channels import Graph, Group, cut, trace
 from prune2deploy.errors import MethodError
 from prune2deploy.methods import METHODS, Context
 from prune2deploy.methods.base import Step
@@ -144,6 +145,37 @@ def test_training_with_the_hooks_stays_finite(name: str, mixed: Graph) -> None:
     hooks = ("extra_loss", "after_backward", "after_step")
     learns = any(getattr(type(method), h) is not getattr(methods.Method, h) for h in hooks)
     assert learns == (METHODS[name].needs_training or METHODS[name].may_train)
+
+
+HOOKED = [n for n in NAMES if METHODS[n].attach is not methods.Method.attach]
+
+
+@pytest.mark.parametrize("name", HOOKED)
+def test_attaching_and_detaching_leave_the_function_as_it_was(name: str, mixed: Graph) -> None:
+    kind, model = METHODS[name], mixed.model
+    images = batches(4, 4)[0]
+    plain = sorted(model.state_dict())
+    before = run(model, images)
+    method = make(name)
+    method.attach(mixed)
+    attached = run(model, images)
+    train(method, mixed, steps=3, lr=0.01)
+    trained = run(model, images)
+    method.detach()
+    left = run(model, images)
+    for one, other, changes in (
+        (before, attached, kind.attach_changes),
+        (trained, left, kind.detach_changes),
+    ):
+        same = float((one - other).abs().max()) <= 1e-5 * float(one.abs().max())
+        assert same != changes
+    assert sorted(model.state_dict()) == plain
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+    small = cut(model, mixed.plan([range(g.size // 2) for g in mixed.groups]))
+    again = copy.deepcopy(small)
+    again.load_state_dict(small.state_dict())
+    torch.testing.assert_close(run(again, images), run(small, images))
 
 
 def test_a_graph_without_groups_has_no_scores() -> None:
