@@ -17,6 +17,9 @@ from prune2deploy.channels.forward import (
     mode_kept,
     operator_name,
 )
+from prune2deploy.channels.graph import Graph
+from prune2deploy.channels.groups import IndexTable
+from prune2deploy.channels.labels import Role
 
 Visitor = Callable[[int, Tensor], None]
 """Called with a site's number and the tensor that the site reads, before it reads it."""
@@ -120,3 +123,27 @@ def _watch(
 ) -> None:
     with torch.no_grad(), mode_kept(model, training=False), _ReadMode(set(sites), visit):
         call_model(model, inputs)
+
+
+def reading_sites(graph: Graph) -> dict[int, list[tuple[int, str, IndexTable]]]:
+    """Which layers read channels that can go.
+
+    Returns:
+        By number of the site: numbers of the groups that it reads, the name of its weight, and
+        where the channels lie in what it reads, shape (channels, copies).
+    """
+    sites = {site.number: site for site in graph.sites}
+    readers: dict[int, list[tuple[int, str, IndexTable]]] = {}
+    for number, group in enumerate(graph.groups):
+        reading = {slot.tensor for slot in group.of_role(Role.CONSUMER)}
+        for tap in group.taps:
+            # A tap is the first of the layers that read one tensor.
+            for site in graph.sites:
+                if (
+                    site.tensor_key == sites[tap.site].tensor_key
+                    and site.channel_dim == tap.dim
+                    and site.parameter in reading
+                ):
+                    assert site.parameter is not None
+                    readers.setdefault(site.number, []).append((number, site.parameter, tap.index))
+    return readers

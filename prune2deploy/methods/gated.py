@@ -113,10 +113,7 @@ class Gated(Method[Options]):
         """What was learned, per group; without training, norms of filters over their mean."""
         learned = self._learned
         if learned is None:
-            norms = [
-                relative_norms(context, context.graph.groups[number])
-                for number in range(len(context.graph.groups))
-            ]
+            norms = [relative_norms(context, group) for group in context.graph.groups]
             return require_some(norms, self.name, "no layer with weights produces them")
         scores = []
         for group in context.graph.groups:

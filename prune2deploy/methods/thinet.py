@@ -37,8 +37,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from prune2deploy.channels import Graph, Role
-from prune2deploy.channels.activations import Contraction, read_contractions
+from prune2deploy.channels import Role
+from prune2deploy.channels.activations import Contraction, read_contractions, reading_sites
 from prune2deploy.errors import MethodError
 from prune2deploy.methods.base import (
     Context,
@@ -197,7 +197,7 @@ class Thinet(Method[ThinetOptions]):
 
     def _grams(self, context: Context) -> dict[tuple[int, str], Tensor]:
         """G by the number of a group and the name of the weight that reads it."""
-        readers = _readers(context.graph)
+        readers = reading_sites(context.graph)
         grams: dict[tuple[int, str], Tensor] = {}
         random = torch.Generator().manual_seed(0)
         count = 0
@@ -221,25 +221,6 @@ class Thinet(Method[ThinetOptions]):
                     "training."
                 )
         return grams
-
-
-def _readers(graph: Graph) -> dict[int, list[tuple[int, str, IndexTable]]]:
-    """By site: numbers of the groups it reads, its weight, and where the channels lie in it."""
-    sites = {site.number: site for site in graph.sites}
-    readers: dict[int, list[tuple[int, str, IndexTable]]] = {}
-    for number, group in enumerate(graph.groups):
-        reading = {slot.tensor for slot in group.of_role(Role.CONSUMER)}
-        for tap in group.taps:
-            # A tap is the first of the layers that read one tensor.
-            for site in graph.sites:
-                if (
-                    site.tensor_key == sites[tap.site].tensor_key
-                    and site.channel_dim == tap.dim
-                    and site.parameter in reading
-                ):
-                    assert site.parameter is not None
-                    readers.setdefault(site.number, []).append((number, site.parameter, tap.index))
-    return readers
 
 
 METHOD = Thinet

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prune2deploy.channels import Graph, Plan, cut, trace, try_plan
+from prune2deploy.channels.compensation import compensate
 from prune2deploy.data import Loader
 from prune2deploy.errors import ModelError
 from prune2deploy.methods import Method
@@ -23,6 +24,9 @@ from prune2deploy.recipe import Recipe
 from prune2deploy.train import evaluate, fit, recalibrate_batchnorm
 
 log = logging.getLogger(__name__)
+
+_COMPENSATION = 1024
+"""Training images on which it is measured what removed channels give."""
 
 _JUDGED = 1024
 """Training images on which methods try networks out where there are no validation images."""
@@ -77,6 +81,8 @@ def prune(recipe: Recipe, inputs: Inputs, model: nn.Module) -> Pruned:
         if edits_weights(method):
             images = functools.partial(_images, recipe, inputs)
             graph = replace(graph, model=prepare(graph, step, method, images=images))
+        if section.compensate:
+            graph = _compensated(recipe, inputs, graph, step)
         model = _checked_cut(graph, step)
         total = step if total is None else total.then(step)
         if section.recalibrate:
@@ -85,6 +91,16 @@ def prune(recipe: Recipe, inputs: Inputs, model: nn.Module) -> Pruned:
             _train_between(recipe, inputs, model, teacher, method)
     assert total is not None
     return Pruned(model, total, start)
+
+
+def _compensated(recipe: Recipe, inputs: Inputs, graph: Graph, step: Plan) -> Graph:
+    """The graph of a copy of the model whose biases make up for what the cut takes away."""
+    ready = replace(graph, model=copy.deepcopy(graph.model))
+    images = _images(recipe, inputs, _COMPENSATION, recipe.data.batch_size)
+    without = compensate(ready, ready.kept(step), images)
+    if without:
+        log.info("Neither bias nor batch norm to compensate with: %s", ", ".join(without))
+    return ready
 
 
 def _judged(recipe: Recipe, inputs: Inputs, model: nn.Module) -> float:

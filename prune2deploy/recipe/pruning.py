@@ -150,6 +150,11 @@ class PruneSection(Section):
         description="Training before the scores are taken, with the method's penalties; "
         "methods that learn their scores need it.",
     )
+    compensate: bool = Field(
+        default=False,
+        description="Give what removed channels gave on average, on training images, to biases of "
+        "the layers that read them.",
+    )
     recalibrate: int = Field(
         default=32,
         ge=0,

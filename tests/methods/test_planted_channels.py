@@ -7,6 +7,7 @@ whose norm makes up for it, 5 normal.
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from scoring import make
 from torch import Tensor, nn
 
 from prune2deploy.channels import Graph, cut, trace
+from prune2deploy.channels.compensation import compensate
 from prune2deploy.methods import Context
 
 NORMAL, COPY, DEAD, CONSTANT, SCALED = 0, 1, 2, 3, 4
@@ -178,6 +180,15 @@ def test_cutting_the_constant_channel_shifts_the_answer_by_what_it_gave(planted:
     shift = 0.7 * model.get_parameter("3.weight").detach()[:, CONSTANT, 0, 0]
     expected = shift[None, :, None, None].expand_as(gone)
     torch.testing.assert_close(gone, expected, rtol=0, atol=1e-6)
+
+
+def test_with_compensation_cutting_the_constant_channel_changes_nothing(planted: Graph) -> None:
+    model = planted.model
+    before = run(model, images())
+    kept = [np.array([0, 1, 2, 4, 5])]
+    assert compensate(planted, kept, [images()]) == []
+    small = cut(model, planted.plan(kept))
+    torch.testing.assert_close(run(small, images()), before, rtol=0, atol=1e-6)
 
 
 def test_cutting_the_dead_channel_changes_nothing(planted: Graph) -> None:

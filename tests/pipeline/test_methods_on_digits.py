@@ -145,6 +145,19 @@ def test_random_choice_keeps_others(
     assert len({str(found) for found in kept.values()}) == len(kept)
 
 
+def test_compensation_loses_less_until_statistics_are_renewed(
+    tmp_path: Path, trained: nn.Module
+) -> None:
+    found = {}
+    for text in ("true", "false"):
+        recipe = recipe_of("l1", tmp_path)
+        changed = [f"prune.compensate={text}", "prune.recalibrate=0"]
+        recipe = load_recipe(tmp_path / "digits.yaml", changed)
+        inputs = open_inputs(recipe)
+        found[text] = top1(inputs, prune(recipe, inputs, trained).model)
+    assert found["true"] > found["false"] + 10
+
+
 def _kept(
     name: str, folder: Path, model: nn.Module, run: Callable[..., tuple[Recipe, Inputs, Pruned]]
 ) -> list[list[int]]:
