@@ -151,7 +151,7 @@ def test_compensation_loses_less_until_statistics_are_renewed(
     found = {}
     for text in ("true", "false"):
         recipe = recipe_of("l1", tmp_path)
-        changed = [f"prune.compensate={text}", "prune.recalibrate=0"]
+        changed = [f"prune.compensate={text}", "prune.recalibrate=0", "prune.budget.macs=0.75"]
         recipe = load_recipe(tmp_path / "digits.yaml", changed)
         inputs = open_inputs(recipe)
         found[text] = top1(inputs, prune(recipe, inputs, trained).model)
