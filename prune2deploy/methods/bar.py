@@ -43,9 +43,9 @@ from prune2deploy.channels import Graph, Tap
 from prune2deploy.channels.activations import read_activations
 from prune2deploy.channels.forward import batch_size
 from prune2deploy.methods.base import MethodOptions, Step
-from prune2deploy.methods.gated import Gated
-from prune2deploy.methods.gates import Gates
-from prune2deploy.methods.teacher import Teacher
+from prune2deploy.methods.common.gated import Gated
+from prune2deploy.methods.common.gates import Gates
+from prune2deploy.methods.common.teacher import Teacher
 
 SHARPNESS, LOWEST, HIGHEST = 2 / 3, -0.1, 1.1
 """b, gam and zeta above."""

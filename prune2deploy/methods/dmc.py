@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from prune2deploy.channels import Graph
 from prune2deploy.methods.base import MethodOptions, Step
-from prune2deploy.methods.gated import Gated
+from prune2deploy.methods.common.gated import Gated
 
 
 def binary(theta: Tensor, stochastic: bool = False) -> Tensor:

@@ -40,8 +40,8 @@ from torch import Tensor, nn
 
 from prune2deploy.channels import Graph
 from prune2deploy.methods.base import MethodOptions, Step
-from prune2deploy.methods.gated import Gated
-from prune2deploy.methods.teacher import Teacher
+from prune2deploy.methods.common.gated import Gated
+from prune2deploy.methods.common.teacher import Teacher
 
 
 class Fista:

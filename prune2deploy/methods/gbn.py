@@ -38,7 +38,7 @@ from torch import Tensor
 
 from prune2deploy.channels import Graph, Group, Role, Slot
 from prune2deploy.methods.base import Context, Method, MethodOptions, require_some
-from prune2deploy.methods.gates import ScaledNorm, scaled_norms
+from prune2deploy.methods.common.gates import ScaledNorm, scaled_norms
 from prune2deploy.methods.rsnli import relative_costs
 from prune2deploy.methods.taylor import changes
 

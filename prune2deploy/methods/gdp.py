@@ -30,8 +30,8 @@ from torch import Tensor
 
 from prune2deploy.channels import Graph
 from prune2deploy.methods.base import MethodOptions, Step
-from prune2deploy.methods.gated import Gated
-from prune2deploy.methods.gates import Gates
+from prune2deploy.methods.common.gated import Gated
+from prune2deploy.methods.common.gates import Gates
 
 EPS_FIRST, EPS_LAST = 0.1, 1e-4
 MOMENTUM = 0.9

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from prune2deploy.errors import MethodError
 from prune2deploy.methods.base import MethodOptions
-from prune2deploy.methods.weights import (
+from prune2deploy.methods.common.weights import (
     WeightMethod,
     Weights,
     count_kept,

@@ -28,7 +28,7 @@ from pydantic import Field
 from torch import Tensor
 
 from prune2deploy.methods.base import MethodOptions
-from prune2deploy.methods.weights import WeightMethod, Weights, masks_by
+from prune2deploy.methods.common.weights import WeightMethod, Weights, masks_by
 
 
 def in_deviations(weights: Tensor) -> Tensor:

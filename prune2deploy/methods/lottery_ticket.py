@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from prune2deploy.errors import MethodError
 from prune2deploy.methods.base import MethodOptions, Step
-from prune2deploy.methods.weights import WeightMethod, Weights, masks_by, reinitialise
+from prune2deploy.methods.common.weights import WeightMethod, Weights, masks_by, reinitialise
 
 
 class LotteryTicketOptions(MethodOptions):

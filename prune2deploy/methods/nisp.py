@@ -47,7 +47,7 @@ from prune2deploy.methods.base import (
     require_some,
     training_images,
 )
-from prune2deploy.methods.shadow import propagate
+from prune2deploy.methods.common.shadow import propagate
 
 MOST_RESPONSES = 8192
 """Infinite feature selection takes a matrix of responses × responses, here at most 512 MiB."""

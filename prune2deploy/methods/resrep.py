@@ -55,7 +55,7 @@ from prune2deploy.methods.base import (
     relative_norms,
     require_some,
 )
-from prune2deploy.methods.compactors import Compactors, pairs_of
+from prune2deploy.methods.common.compactors import Compactors, pairs_of
 
 log = logging.getLogger(__name__)
 

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from prune2deploy.channels import Graph, Group, Role, Slot
 from prune2deploy.methods.base import Context, Method, MethodOptions, require_some, rows
-from prune2deploy.methods.gates import Gates, Layout
+from prune2deploy.methods.common.gates import Gates, Layout
 
 _SMALLEST = 1e-6
 """|gamma| below this counts as this, or a constant channel would have no gradient but NaN."""

@@ -61,7 +61,7 @@ from prune2deploy.methods.base import (
     require_some,
     weight_slots,
 )
-from prune2deploy.methods.branches import Branches, branched
+from prune2deploy.methods.common.branches import Branches, branched
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 """What the controller chooses from."""

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from prune2deploy.errors import MethodError
 from prune2deploy.methods.base import MethodOptions, Step
-from prune2deploy.methods.weights import (
+from prune2deploy.methods.common.weights import (
     MaskKeeper,
     WeightMethod,
     Weights,

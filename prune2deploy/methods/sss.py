@@ -48,7 +48,7 @@ from prune2deploy.methods.base import (
     require_some,
     scales,
 )
-from prune2deploy.methods.gates import BlockLayout, Gates, Layout
+from prune2deploy.methods.common.gates import BlockLayout, Gates, Layout
 
 
 def soft_threshold(values: Tensor, by: float) -> Tensor:

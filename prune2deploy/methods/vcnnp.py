@@ -51,7 +51,7 @@ from prune2deploy.methods.base import (
     require_some,
     rows,
 )
-from prune2deploy.methods.gates import ScaledNorm, scaled_norms
+from prune2deploy.methods.common.gates import ScaledNorm, scaled_norms
 
 LIMIT = 10.0
 """The shift b of a gate starts between -LIMIT and LIMIT."""

@@ -17,7 +17,7 @@ from prune2deploy.channels.compensation import compensate
 from prune2deploy.data import Loader
 from prune2deploy.errors import ModelError
 from prune2deploy.methods import Method
-from prune2deploy.methods.weights import Masks
+from prune2deploy.methods.common.weights import Masks
 from prune2deploy.pipeline.inputs import Inputs, train_settings
 from prune2deploy.pipeline.planning import Share, edits_weights, make_method, plan, prepare
 from prune2deploy.recipe import Recipe

@@ -18,7 +18,7 @@ from prune2deploy import __version__
 from prune2deploy.channels import save_pruned, save_weights
 from prune2deploy.latency import ProfileResult
 from prune2deploy.methods import METHODS
-from prune2deploy.methods.weights import MaskKeeper
+from prune2deploy.methods.common.weights import MaskKeeper
 from prune2deploy.pipeline import folder as files
 from prune2deploy.pipeline.deploy import export_network, profile_networks
 from prune2deploy.pipeline.folder import RunFolder

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prune2deploy.channels import Plan
 from prune2deploy.channels.verify import check_exclude
 from prune2deploy.errors import BudgetError, MethodError
-from prune2deploy.methods.weights import (
+from prune2deploy.methods.common.weights import (
     MaskKeeper,
     Masks,
     WeightMethod,
@@ -52,7 +52,7 @@ def weight_masks(
 ) -> dict[str, Tensor]:
     """Decide which single weights of a model stay.
 
-    `prune2deploy.methods.weights.MaskKeeper` sets the others to zero and keeps them there.
+    `prune2deploy.methods.common.weights.MaskKeeper` sets the others to zero and keeps them there.
 
     Args:
         model: left alone.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prune2deploy.channels import Graph, mask, trace
 from prune2deploy.errors import MethodError
-from prune2deploy.methods.gates import Gates, Layout
+from prune2deploy.methods.common.gates import Gates, Layout
 
 Place = Literal["made", "read"]
 PLACES: tuple[Place, ...] = ("made", "read")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from prune2deploy.channels import Graph, cut, mask, trace
 from prune2deploy.errors import MethodError
 from prune2deploy.methods import METHODS, Context, Method
-from prune2deploy.methods.gated import Gated
+from prune2deploy.methods.common.gated import Gated
 
 NAMES = sorted(name for name, kind in METHODS.items() if issubclass(kind, Gated))
 # So that masks move and gates differ within a few steps; what leaves the network as it is.

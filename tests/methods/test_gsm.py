@@ -7,8 +7,8 @@ from test_weights import loss_of, network, train
 from torch import nn
 
 from prune2deploy.errors import MethodError
+from prune2deploy.methods.common.weights import Weights, prunable
 from prune2deploy.methods.gsm import Gsm, active
-from prune2deploy.methods.weights import Weights, prunable
 
 
 def gsm() -> Gsm:

@@ -5,8 +5,8 @@ import torch
 from scoring import make, step
 from torch import Tensor, nn
 
+from prune2deploy.methods.common.weights import MaskKeeper, Weights, prunable
 from prune2deploy.methods.han import Han, in_deviations
-from prune2deploy.methods.weights import MaskKeeper, Weights, prunable
 
 
 def two_layers() -> nn.Module:

@@ -10,8 +10,8 @@ from test_weights import network, train
 from torch import Tensor, nn
 
 from prune2deploy.errors import MethodError
+from prune2deploy.methods.common.weights import MaskKeeper, Weights, prunable, reinitialise
 from prune2deploy.methods.lottery_ticket import LotteryTicket
-from prune2deploy.methods.weights import MaskKeeper, Weights, prunable, reinitialise
 
 
 def ticket(**options: Any) -> LotteryTicket:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from prune2deploy.channels import Graph, trace
 from prune2deploy.errors import MethodError
 from prune2deploy.methods import Context, nisp
+from prune2deploy.methods.common.shadow import propagate
 from prune2deploy.methods.nisp import infinite_selection
-from prune2deploy.methods.shadow import propagate
 
 
 def test_the_example_of_the_specification() -> None:

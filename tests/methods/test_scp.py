@@ -13,7 +13,7 @@ from scoring import batches, make, scores_of, train
 from torch import Tensor, nn
 
 from prune2deploy.channels import Graph, mask, trace
-from prune2deploy.methods.gates import Gates
+from prune2deploy.methods.common.gates import Gates
 from prune2deploy.methods.scp import drop_logits, relaxed_masks, silence
 
 

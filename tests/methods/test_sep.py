@@ -17,7 +17,7 @@ from prune2deploy.channels import Graph, cut, trace
 from prune2deploy.errors import MethodError
 from prune2deploy.methods import Context, sep
 from prune2deploy.methods.base import Allocation
-from prune2deploy.methods.branches import excluded
+from prune2deploy.methods.common.branches import excluded
 from prune2deploy.methods.sep import SHARES, Sep, filled, fitted, nearest_counts, reward
 
 

@@ -9,8 +9,8 @@ from test_weights import network, train
 from torch import Tensor, nn
 
 from prune2deploy.errors import MethodError
+from prune2deploy.methods.common.weights import Weights, prunable
 from prune2deploy.methods.sparse_momentum import SparseMomentum, annealed, growth, shares
-from prune2deploy.methods.weights import Weights, prunable
 
 
 def begun(share: float = 0.3, **options: Any) -> tuple[SparseMomentum, nn.Module, Weights]:

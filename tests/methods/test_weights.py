@@ -14,7 +14,7 @@ from prune2deploy.channels import trace
 from prune2deploy.errors import MethodError
 from prune2deploy.methods import METHODS, Context
 from prune2deploy.methods.base import Step
-from prune2deploy.methods.weights import (
+from prune2deploy.methods.common.weights import (
     MaskKeeper,
     WeightMethod,
     Weights,

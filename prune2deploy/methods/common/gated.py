@@ -21,7 +21,7 @@ from prune2deploy.methods.base import (
     relative_norms,
     require_some,
 )
-from prune2deploy.methods.gates import Gates, Layout, Place, gate_slots
+from prune2deploy.methods.common.gates import Gates, Layout, Place, gate_slots
 
 
 class Gated(Method[Options]):
