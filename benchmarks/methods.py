@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from prune2deploy.channels import load_pruned
 from prune2deploy.errors import Prune2DeployError
 from prune2deploy.methods import METHODS, Context, Method, MethodOptions
+from prune2deploy.pipeline import folder as files
 from prune2deploy.pipeline.inputs import EVALUATION_BATCH, open_inputs, train_settings
 from prune2deploy.pipeline.run import run_recipe
 from prune2deploy.recipe import load_recipe
@@ -130,10 +131,10 @@ def measured(arguments: argparse.Namespace, data: Path, method: str, seed: int) 
         }
         if method == "scratch":
             inputs = open_inputs(recipe)
-            model = load_pruned(folder / "run", inputs.model)
-            row["top1"] = {
-                "finetuned": trained_from_scratch(arguments, recipe, inputs, model, seed)
-            }
+            run = folder / "run"
+            model = load_pruned(inputs.model, run / files.WEIGHTS, run / files.PLAN)
+            top1 = trained_from_scratch(arguments, recipe, inputs, model, seed)
+            row["top1"] = {"finetuned": top1}
         row["minutes"] = (time.perf_counter() - start) / 60
         return row
 
