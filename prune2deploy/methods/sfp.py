@@ -44,7 +44,7 @@ def smallest(norms: Tensor, keep: float) -> Tensor:
     Args:
         norms: shape (channels,). Of equal ones the first counts as smaller.
     """
-    # 10 * (1 - 0.7) is a little below 3 in floating point.
+    # 10 * (1 - 0.9) is a little below 1 in floating point.
     count = math.floor(len(norms) * (1 - keep) + 1e-9)
     places: Tensor = norms.argsort(stable=True)[:count].sort().values
     return places
