@@ -44,7 +44,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prune2deploy.channels import Graph, Role, Slot
-from prune2deploy.channels.blocks import Block, find_blocks
+from prune2deploy.channels.blocks import Block
 from prune2deploy.errors import MethodError
 from prune2deploy.methods.base import (
     Context,
@@ -57,6 +57,7 @@ from prune2deploy.methods.base import (
     rows,
     weight_slots,
 )
+from prune2deploy.methods.common.blocks import require_blocks
 
 
 def norms(vectors: Tensor) -> Tensor:
@@ -122,7 +123,7 @@ class Ssl(Method[SslOptions]):
         """Find the weights that make and read channels that can go."""
         self._model = graph.model
         if self.removes_blocks:
-            blocks = find_blocks(graph.model, graph.inputs)
+            blocks = require_blocks(graph, self.name)
             self._blocks = tuple(_weights_of(graph.model, block) for block in blocks)
             return
         penalties = {

@@ -38,7 +38,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prune2deploy.channels import Graph
-from prune2deploy.channels.blocks import Block, find_blocks
+from prune2deploy.channels.blocks import Block
 from prune2deploy.methods.base import (
     Context,
     Method,
@@ -48,6 +48,7 @@ from prune2deploy.methods.base import (
     require_some,
     scales,
 )
+from prune2deploy.methods.common.blocks import require_blocks
 from prune2deploy.methods.common.gates import BlockLayout, Gates, Layout
 
 
@@ -105,7 +106,7 @@ class Sss(Method[SssOptions]):
         """Give every channel, or block, that can go a factor of 1."""
         layout: Layout | BlockLayout = Layout(graph, "made")
         if self.removes_blocks:
-            layout = BlockLayout(graph.model, find_blocks(graph.model, graph.inputs))
+            layout = BlockLayout(graph.model, require_blocks(graph, self.name))
         start = {"factor": torch.ones(layout.size, device=_device(graph.model))}
         self._gates = Gates(
             graph, start, lambda gates: gates.get_parameter("factor"), layout=layout

@@ -9,11 +9,12 @@ import torch
 
 from prune2deploy.budget.cost import TOLERANCE
 from prune2deploy.channels import Choice, Graph, Plan, cut, trace
-from prune2deploy.channels.blocks import Block, find_blocks, plan_without, zeroed_blocks
+from prune2deploy.channels.blocks import Block, plan_without, zeroed_blocks
 from prune2deploy.channels.forward import call_model, mode_kept, output_tensors
 from prune2deploy.channels.verify import TOLERANCE as CLOSE
 from prune2deploy.errors import BudgetError, MethodError, ModelError
 from prune2deploy.methods import Context, Method
+from prune2deploy.methods.common.blocks import require_blocks
 
 Unit = Literal["macs", "params"]
 
@@ -27,17 +28,12 @@ def plan_blocks(
     reach the budget; the plan's note says how much was removed.
 
     Raises:
-        BudgetError: there are no blocks, or all of them together are not enough.
-        MethodError: a score is not a number.
+        BudgetError: all blocks together are not enough.
+        MethodError: there are no blocks, or a score is not a number.
         ModelError: without the blocks the model does something else than with zero branches.
     """
     graph = context.graph
-    blocks = find_blocks(graph.model, graph.inputs)
-    if not blocks:
-        raise BudgetError(
-            f"{method.name} was asked to remove whole blocks, and the model has no residual block "
-            "whose shortcut is plain. Let it remove channels (structure: channel)."
-        )
+    blocks = require_blocks(graph, method.name)
     scores = method.score_blocks(context, blocks)
     if not scores.isfinite().all():
         raise MethodError(f"{method.name} scored a block with NaN or inf. Check the checkpoint.")
