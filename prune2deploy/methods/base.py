@@ -8,7 +8,7 @@ method overrides them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -295,6 +295,30 @@ def relative_norms(context: Context, group: Group) -> Tensor | None:
     norms = joint_norms(parts)
     mean = norms.mean()
     return norms / mean if mean > 0 else norms
+
+
+def learned_scores(
+    context: Context, learned: Mapping[str, Tensor], method: str, missing: str
+) -> list[Tensor | None]:
+    """What a training left per group, by the groups' names; norms of filters if there was none.
+
+    Raises:
+        MethodError: a group has another size than in the training, or no group was learned, for
+            which `missing` is the reason.
+    """
+    groups = context.graph.groups
+    if not learned:
+        norms = [relative_norms(context, group) for group in groups]
+        return require_some(norms, method, "no layer with weights produces them")
+    scores = [learned.get(group.name) for group in groups]
+    for group, found in zip(groups, scores, strict=True):
+        if found is not None and len(found) != group.size:
+            raise MethodError(
+                f"{method} was trained on a network with other channels: '{group.name}' has "
+                f"{group.size} and {len(found)} were learned. Train with its hooks again "
+                "after each cut (prune.schedule.finetune_epochs above 0)."
+            )
+    return require_some(scores, method, missing)
 
 
 def filter_norms(context: Context, method: str) -> list[Tensor | None]:

@@ -31,21 +31,19 @@ from pydantic import Field
 from torch import Tensor
 
 from prune2deploy import progress
-from prune2deploy.channels import cut
 from prune2deploy.errors import MethodError
 from prune2deploy.methods import l1
 from prune2deploy.methods.base import (
     Allocation,
     Context,
     Counts,
-    IndexTable,
     Method,
     MethodOptions,
     Scores,
     filters,
     require_some,
 )
-from prune2deploy.models import recalibrate
+from prune2deploy.methods.common.trials import value_of
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +193,7 @@ class Eagleeye(Method[EagleeyeOptions]):
         best, value = None, -math.inf
         with progress.task("Trying networks", total=len(drawn)) as shown:
             for counts in drawn:
-                found = self._value(context, scores, counts)
+                found = value_of(context, scores, counts, settings.images, settings.batch_size)
                 if found > value:
                     best, value = counts, found
                 shown.advance(1, f"best {value:.4g}")
@@ -206,23 +204,6 @@ class Eagleeye(Method[EagleeyeOptions]):
             )
         log.info("The best of %d networks reaches %.4g before training", len(drawn), value)
         return best
-
-    def _value(self, context: Context, scores: Sequence[Scores | None], counts: Counts) -> float:
-        assert context.images is not None
-        assert context.judge is not None
-        kept = [
-            np.arange(n) if s is None else _best(s, int(n))
-            for s, n in zip(scores, counts, strict=True)
-        ]
-        small = cut(context.model, context.graph.plan(kept))
-        images, size = self.settings.images, self.settings.batch_size
-        recalibrate(small, context.images(images, size), -(-images // size))
-        return context.judge(small)
-
-
-def _best(scores: Scores, count: int) -> IndexTable:
-    """The channels with the highest scores, ascending; the budget picks the same ones."""
-    return np.sort(np.argsort(scores, kind="stable")[len(scores) - count :])
 
 
 METHOD = Eagleeye

@@ -52,8 +52,7 @@ from prune2deploy.methods.base import (
     Method,
     MethodOptions,
     Step,
-    relative_norms,
-    require_some,
+    learned_scores,
 )
 from prune2deploy.methods.common.compactors import Compactors, pairs_of
 
@@ -244,20 +243,8 @@ class ResRep(Method[ResRepOptions]):
 
     def score(self, context: Context) -> list[Tensor | None]:
         """Row norms of compactors; without any training, filter norms."""
-        if not self._norms:
-            norms = [relative_norms(context, group) for group in context.graph.groups]
-            return require_some(norms, self.name, "no layer with weights produces them")
-        scores: list[Tensor | None] = []
-        for group in context.graph.groups:
-            learned = self._norms.get(group.name)
-            if learned is not None and len(learned) != group.size:
-                raise MethodError(
-                    f"resrep was trained on a network with other channels: '{group.name}' has "
-                    f"{group.size} and {len(learned)} were learned. Train with its hooks again "
-                    "after each cut (prune.schedule.finetune_epochs above 0)."
-                )
-            scores.append(learned)
-        return require_some(scores, self.name, "none had a compactor in the training")
+        missing = "none had a compactor in the training"
+        return learned_scores(context, self._norms, self.name, missing)
 
 
 METHOD = ResRep

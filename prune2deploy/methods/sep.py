@@ -44,10 +44,9 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from prune2deploy import progress
-from prune2deploy.channels import Graph, Role, cut
+from prune2deploy.channels import Graph, Role
 from prune2deploy.errors import MethodError
 from prune2deploy.methods.base import (
     Allocation,
@@ -57,11 +56,11 @@ from prune2deploy.methods.base import (
     MethodOptions,
     Scores,
     Step,
-    relative_norms,
-    require_some,
+    learned_scores,
     weight_slots,
 )
 from prune2deploy.methods.common.branches import Branches, branched
+from prune2deploy.methods.common.trials import value_of
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 """What the controller chooses from."""
@@ -191,20 +190,8 @@ class Sep(Method[SepOptions]):
 
     def score(self, context: Context) -> list[Tensor | None]:
         """Mean excitation; without any training, filter norms."""
-        scores: list[Tensor | None] = []
-        for group in context.graph.groups:
-            if not self._means:
-                scores.append(relative_norms(context, group))
-                continue
-            means = self._means.get(group.name)
-            if means is not None and len(means) != group.size:
-                raise MethodError(
-                    f"sep was trained on a network with other channels: '{group.name}' has "
-                    f"{group.size} and {len(means)} were learned. Train with its hooks again "
-                    "after each cut (prune.schedule.finetune_epochs above 0)."
-                )
-            scores.append(means)
-        return require_some(scores, self.name, "no layer with weights produces them")
+        missing = "no layer with weights produces them"
+        return learned_scores(context, self._means, self.name, missing)
 
     def allocate(
         self, context: Context, scores: Sequence[Scores | None], choice: Allocation
@@ -234,7 +221,9 @@ class Sep(Method[SepOptions]):
                     counts = filled(choice, counts, shares)
                     key = tuple(counts.tolist())
                     if key not in judged:
-                        judged[key] = self._try(context, scores, counts)
+                        judged[key] = value_of(
+                            context, scores, counts, self.settings.images, self.settings.batch_size
+                        )
                     cost = choice.cost(nearest_counts(choice, shares))
                     got = reward(judged[key], cost, choice.target, self.settings.weight)
                     average = got if average is None else average
@@ -246,29 +235,6 @@ class Sep(Method[SepOptions]):
                 optimizer.step()
         best = max(judged, key=lambda key: judged[key])
         return np.array(best, dtype=np.int64)
-
-    def _try(self, context: Context, scores: Sequence[Scores | None], counts: Counts) -> float:
-        """How good the network with these counts is, its statistics renewed."""
-        assert context.judge is not None
-        assert context.images is not None
-        kept = [
-            np.arange(count) if s is None else np.sort(s.argsort(kind="stable")[len(s) - count :])
-            for s, count in zip(scores, counts.tolist(), strict=True)
-        ]
-        small = cut(context.model, context.graph.plan(kept))
-        norms = [m for m in small.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-        momenta = [norm.momentum for norm in norms]
-        small.eval()
-        for norm in norms:
-            norm.train()
-            norm.reset_running_stats()
-            norm.momentum = None  # the plain average of all batches
-        with torch.no_grad():
-            for images in context.images(self.settings.images, self.settings.batch_size):
-                small(images)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        return context.judge(small.eval())
 
 
 class _Controller(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,11 +16,15 @@ from prune2deploy.errors import BudgetError, MethodError, ModelError
 from prune2deploy.methods import Context, Method
 from prune2deploy.methods.common.blocks import require_blocks
 
-Unit = Literal["macs", "params"]
+Unit = Literal["macs", "params", "channels"]
 
 
 def plan_blocks(
-    context: Context, method: Method[Any], unit: Unit, share: float, original: Graph
+    context: Context,
+    method: Method[Any],
+    unit: Unit,
+    share: float | Mapping[str, float],
+    original: Graph,
 ) -> Plan:
     """Remove the blocks with the lowest scores until the cost is `share` of the original's.
 
@@ -28,10 +32,15 @@ def plan_blocks(
     reach the budget; the plan's note says how much was removed.
 
     Raises:
-        BudgetError: all blocks together are not enough.
+        BudgetError: all blocks together are not enough, or the budget is one of channels.
         MethodError: there are no blocks, or a score is not a number.
         ModelError: without the blocks the model does something else than with zero branches.
     """
+    if unit == "channels" or isinstance(share, Mapping):
+        raise BudgetError(
+            f"{method.name} removes whole blocks, and a budget of channels says nothing about "
+            "them. Use macs or params."
+        )
     graph = context.graph
     blocks = require_blocks(graph, method.name)
     scores = method.score_blocks(context, blocks)

@@ -79,7 +79,7 @@ def plan(
             f"{chosen.name} keeps single weights, and a plan is about channels. Get its masks from "
             "prune2deploy.weight_masks, or plan with a method for channels, for example l1."
         )
-    _checked_budget(budget)
+    kind, share = _checked_budget(budget)
     _check_widths(round_to, min_channels)
     if not graph.groups:
         raise BudgetError(
@@ -89,12 +89,6 @@ def plan(
         )
     context = Context(graph, _as_source(images), losses, judge)
     if chosen.removes_blocks:
-        kind, share = _checked_budget(budget)
-        if kind == "channels" or isinstance(share, Mapping):
-            raise BudgetError(
-                f"{chosen.name} removes whole blocks, and a budget of channels says nothing about "
-                "them. Use macs or params."
-            )
         return plan_blocks(context, chosen, kind, share, original or graph)
     scores = _scores(context, chosen, _normalisation(chosen, normalize))
     try:
@@ -110,7 +104,6 @@ def plan(
     except BudgetError as err:
         raise BudgetError(" ".join([str(err), *held_back(graph.frozen)])) from err
     unjudged = [g.name for g, s in zip(graph.groups, scores, strict=True) if s is None]
-    kind, share = _checked_budget(budget)
     notes = [reached(graph, decision.kept, original or graph, kind, share), *decision.notes]
     notes += held_back(graph.frozen)
     if edits_weights(chosen):
