@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
+from tiny_onnx import ConvModel, save
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     # xdist runs one worker per core; more threads than cores are slower, and here much slower.
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def conv_model(tmp_path: Path) -> ConvModel:
+    """Return a function that writes two 3x3 convolutions of this width."""
+
+    def write(channels: int, shape: list[Any] | None = None, name: str | None = None) -> Path:
+        rng = np.random.default_rng(0)
+        weights = [
+            numpy_helper.from_array(rng.standard_normal((channels, width, 3, 3), np.float32), key)
+            for key, width in (("w0", 3), ("w1", channels))
+        ]
+        nodes = [
+            helper.make_node("Conv", ["x", "w0"], ["h"], pads=[1] * 4),
+            helper.make_node("Conv", ["h", "w1"], ["y"], pads=[1] * 4),
+        ]
+        path = tmp_path / (name or f"conv{channels}.onnx")
+        return save(path, nodes, shape or [1, 3, 16, 16], weights, TensorProto.FLOAT)
+
+    return write
+
+
+@pytest.fixture
+def unknown_operator_model(tmp_path: Path) -> Path:
+    nodes = [helper.make_node("Frobnicate", ["x"], ["y"])]
+    return save(tmp_path / "frob.onnx", nodes, [1, 3], [], TensorProto.FLOAT)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import runpy
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-# The same reading of the machine that every measurement records; the file stands alone.
-_PROBE = Path(__file__).parent.parent / "latency" / "probe.py"
+from prune2deploy.probe.machine import machine
+
 _NO_LIMIT_BYTES = 2**60  # version 1 of cgroups writes "no limit" as a number near 2**63
 
 X86 = "x86"
@@ -81,7 +80,7 @@ def examine_machine(root: Path = Path("/")) -> Machine:
     Args:
         root: where proc, sys and etc are.
     """
-    facts = runpy.run_path(str(_PROBE))["machine"](root)
+    facts = machine(root)  # the same reading that every measurement records
     cpuinfo = _text(root / "proc/cpuinfo")
     allowed = facts["cpus_allowed"]
     quota = facts["cpu_quota"]

@@ -1,8 +1,7 @@
-"""How long a model takes: probe.py measures, statistics.py judges, devices.py knows where."""
+"""How long a model takes: the probe measures on a device, statistics.py judges."""
 
 from __future__ import annotations
 
-from prune2deploy.latency.devices import DEVICES, Device, open_device
 from prune2deploy.latency.format import format_result
 from prune2deploy.latency.profile import (
     Latency,
@@ -13,13 +12,10 @@ from prune2deploy.latency.profile import (
 )
 
 __all__ = [
-    "DEVICES",
-    "Device",
     "Latency",
     "ProfileOptions",
     "ProfileResult",
     "Speedup",
     "format_result",
-    "open_device",
     "profile",
 ]

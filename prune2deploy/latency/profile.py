@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prune2deploy import progress
+from prune2deploy.devices import (
+    Answer,
+    CommonSettings,
+    Device,
+    Devices,
+    load_devices,
+    open_device,
+)
 from prune2deploy.errors import DeviceError
 from prune2deploy.latency import statistics
-from prune2deploy.latency.devices import Answer, open_device
 
 if TYPE_CHECKING:
     Blocks = list[statistics.Floats]
@@ -29,15 +36,16 @@ _NS_PER_MS = 1e6
 class ProfileOptions:
     """How to measure. The defaults suit a single image on one core.
 
-    `min_samples` is at least what a 90th percentile needs; 662 make a 99th possible.
+    `min_samples` is at least what a 90th percentile needs; 662 make a 99th possible. What is None,
+    and `pin` "device", is as the device's entry in devices.yaml has it.
 
     Raises:
         DeviceError: a value is out of its range.
     """
 
-    threads: int = 1
-    pin: Literal["auto"] | tuple[int, ...] | None = "auto"
-    spinning: bool = True
+    threads: int | None = None
+    pin: Literal["auto", "device"] | tuple[int, ...] | None = "device"
+    spinning: bool | None = None
     batch: int | None = None
     seed: int = 0
     min_time_s: float = 5.0
@@ -55,7 +63,8 @@ class ProfileOptions:
             "min_blocks": statistics.MIN_BLOCKS,
         }
         for name, floor in floors.items():
-            if getattr(self, name) < floor:
+            value = getattr(self, name)
+            if value is not None and value < floor:
                 raise DeviceError(f"{name} is {getattr(self, name)}; give at least {floor}.")
         if self.batch is not None and self.batch < 1:
             raise DeviceError(f"batch is {self.batch}; give at least 1, or None for the model's.")
@@ -139,13 +148,15 @@ def profile(
     *,
     device: str = "local",
     options: ProfileOptions | None = None,
+    devices: Devices | None = None,
 ) -> ProfileResult:
     """Measure ONNX files interleaved on a device; the first is the baseline of the speed-ups.
 
     Args:
         models: the files, or {name: file}. Files alone are named by their stem, or by their path
             where two have the same.
-        device: "local".
+        device: "local", or a name of devices.yaml.
+        devices: the known ones; None: as devices.yaml has them.
 
     Raises:
         DeviceError: a file cannot be loaded there, the setting is not to be had, or the
@@ -158,8 +169,28 @@ def profile(
     for path in paths.values():
         if not path.is_file():
             raise DeviceError(f"No model file at {path}. Give the path of an ONNX file.")
-    with open_device(device) as opened, progress.task(f"Measuring on {device}", 1.0) as shown:
+    known = load_devices() if devices is None else devices
+    with open_device(device, known) as opened:
+        options = options_on(opened.settings, options)
         place = {name: opened.place(path) for name, path in paths.items()}
+        answer = _measured(opened, _job(place, opened.settings, options), options)
+    return result_from_answer(device, paths, options, answer)
+
+
+def options_on(settings: CommonSettings, options: ProfileOptions) -> ProfileOptions:
+    """Fill in what the device decides."""
+    threads = options.threads or settings.threads
+    pin = options.pin
+    if pin == "device":
+        # CPUs that were named for another number of threads say nothing about this one.
+        cores = settings.cores
+        pin = cores if cores is not None and len(cores) == threads else "auto"
+    spinning = settings.spinning if options.spinning is None else options.spinning
+    return replace(options, threads=threads, pin=pin, spinning=spinning)
+
+
+def _measured(device: Device, job: dict[str, Any], options: ProfileOptions) -> Answer:
+    with progress.task(f"Measuring on {device.name}", 1.0) as shown:
         told = 0.0
 
         def report(line: Mapping[str, Any]) -> None:
@@ -168,9 +199,7 @@ def profile(
             shown.advance(line["done"] - told, info)
             told = line["done"]
 
-        job = _job(place, options)
-        answer = opened.run_probe(job, time_limit_s=options.time_limit_s, report=report)
-    return result_from_answer(device, paths, options, answer)
+        return device.run_probe(job, time_limit_s=options.time_limit_s, report=report)
 
 
 def _named(paths: Sequence[Path]) -> dict[str, Path]:
@@ -184,10 +213,13 @@ def _named(paths: Sequence[Path]) -> dict[str, Path]:
     return named
 
 
-def _job(places: Mapping[str, str], options: ProfileOptions) -> dict[str, Any]:
-    settings = asdict(options)
-    del settings["time_limit_s"]  # the device's business
-    return {"models": [{"name": name, "path": path} for name, path in places.items()], **settings}
+def _job(
+    places: Mapping[str, str], settings: CommonSettings, options: ProfileOptions
+) -> dict[str, Any]:
+    asked = asdict(options)
+    del asked["time_limit_s"]  # the device's business
+    models = [{"name": name, "path": path} for name, path in places.items()]
+    return {"models": models, "runtime": settings.runtime, **asked}
 
 
 def result_from_answer(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-Key = tuple[str | int, ...]
+from prune2deploy.yaml_text import Key
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 

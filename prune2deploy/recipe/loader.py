@@ -12,13 +12,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from prune2deploy.errors import RecipeError
-from prune2deploy.recipe.fields import Key, Section
+from prune2deploy.recipe.fields import Section
 from prune2deploy.recipe.overrides import Override, OverrideError, apply_override, parse_override
 from prune2deploy.recipe.problems import problems_of
 from prune2deploy.recipe.pruning import PruneSection
 from prune2deploy.recipe.schema import EARLY_STOP_NEEDS_VAL, Recipe
 from prune2deploy.recipe.sources import anchored, python_file, split_folders
-from prune2deploy.recipe.yaml_text import MAX_CHARS, YamlError, read_yaml, write_yaml
+from prune2deploy.yaml_text import MAX_CHARS, Key, YamlError, read_yaml, write_yaml
 
 _PATHS: tuple[Key, ...] = (("model", "checkpoint"), ("data", "root"))
 _SOURCES: tuple[Key, ...] = (("model", "source"), ("data", "source"), ("task",))

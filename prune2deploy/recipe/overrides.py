@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prune2deploy.recipe.fields import Key
-from prune2deploy.recipe.yaml_text import YamlError, read_yaml
+from prune2deploy.yaml_text import Key, YamlError, read_yaml
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from pydantic_core import ErrorDetails
 
 from prune2deploy.errors import nearest_name_hint
 from prune2deploy.methods import METHODS
-from prune2deploy.recipe.fields import CrossCheckError, Key
+from prune2deploy.recipe.fields import CrossCheckError
 from prune2deploy.recipe.pruning import PruneSection
 from prune2deploy.recipe.schema import Recipe
+from prune2deploy.yaml_text import Key
 
 _PLAIN = (
     ("tuple", "list"),

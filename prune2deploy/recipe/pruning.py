@@ -17,8 +17,9 @@ from pydantic import (
 from prune2deploy.errors import nearest_name_hint
 from prune2deploy.methods import METHODS, Method
 from prune2deploy.methods.base import Unit
-from prune2deploy.recipe.fields import Key, Section, Share
+from prune2deploy.recipe.fields import Section, Share
 from prune2deploy.recipe.training import TrainSection
+from prune2deploy.yaml_text import Key
 
 UNITS = get_args(Unit)
 

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from prune2deploy.methods import METHODS
-from prune2deploy.recipe.fields import CrossCheckError, Key, Section
+from prune2deploy.recipe.fields import CrossCheckError, Section
 from prune2deploy.recipe.pruning import PruneSection
 from prune2deploy.recipe.sections import (
     DataSection,
@@ -20,6 +20,7 @@ from prune2deploy.recipe.sections import (
 )
 from prune2deploy.recipe.sources import TASK_NAMES, check_source
 from prune2deploy.recipe.training import TrainSection
+from prune2deploy.yaml_text import Key
 
 _NAMED_STATISTICS_CHANNELS = 3
 

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from prune2deploy.recipe.fields import Key, Section
+from prune2deploy.recipe.fields import Section
 from prune2deploy.recipe.sources import DATA_KINDS, DATA_NAMES, MODEL_KINDS, check_source
+from prune2deploy.yaml_text import Key
 
 Positive = Annotated[int, Field(ge=1)]
 

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from prune2deploy.recipe.fields import Key, Section, Share
+from prune2deploy.recipe.fields import Section, Share
+from prune2deploy.yaml_text import Key
 
 
 class DistillSection(Section):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prune2deploy.recipe import Recipe, dump_recipe, parse_recipe
-from prune2deploy.recipe.yaml_text import write_yaml
+from prune2deploy.yaml_text import write_yaml
 
 
 def test_options_are_written_inline_with_their_defaults(good: str) -> None:

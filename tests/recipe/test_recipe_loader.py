@@ -10,7 +10,7 @@ import pytest
 from prune2deploy.errors import RecipeError
 from prune2deploy.methods import METHODS
 from prune2deploy.recipe import load_recipe, parse_recipe
-from prune2deploy.recipe.yaml_text import MAX_CHARS
+from prune2deploy.yaml_text import MAX_CHARS
 
 Problems = Callable[..., list[str]]
 

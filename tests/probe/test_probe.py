@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,22 +21,58 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny_onnx import QUICK, ConvModel, save
 
-from prune2deploy.latency import probe
+from prune2deploy.devices.bundle import probe_bytes
+from prune2deploy.probe.job import ASKS, COMMON, Refusal
+from prune2deploy.probe.measuring import warm_up
+from prune2deploy.probe.onnx_runtime import OnnxRuntime
 
-PROBE = Path(probe.__file__)
+DEFAULTS = {**COMMON, **ASKS["measure"]}
 two_cpus = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
 
 
-def ask(*models: Path, **settings: Any) -> dict[str, Any]:
-    """Run the probe from its own folder, where its neighbours are first on the path."""
-    listed = [{"name": f"m{i}", "path": str(path)} for i, path in enumerate(models)]
-    job = json.dumps({"models": listed, **QUICK, **settings})
-    done = subprocess.run(
-        [sys.executable, PROBE.name], input=job, capture_output=True, text=True, cwd=PROBE.parent
+@pytest.fixture(scope="module", autouse=True)
+def _program(tmp_path_factory: pytest.TempPathFactory) -> None:
+    global PROBE
+    PROBE = tmp_path_factory.mktemp("probe") / "probe.pyz"
+    PROBE.write_bytes(probe_bytes())
+
+
+PROBE = Path()
+
+
+def start() -> subprocess.Popen[str]:
+    """Start the probe as it is sent to a device."""
+    return subprocess.Popen(
+        [sys.executable, PROBE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    answer: dict[str, Any] = json.loads(done.stdout)
-    assert done.returncode == {"ok": 0, "error": 1}[answer["status"]], done.stderr
+
+
+def answered(process: subprocess.Popen[str], job: dict[str, Any]) -> dict[str, Any]:
+    """Give it its job and wait for the answer. Standard input stays open for as long."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process, tempfile.TemporaryFile("w+") as log:
+        pump = threading.Thread(target=shutil.copyfileobj, args=(process.stderr, log))
+        pump.start()
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
+        answer: dict[str, Any] = json.loads(process.stdout.read())
+        code = process.wait()
+        pump.join()
+        log.seek(0)
+        assert code == {"ok": 0, "error": 1}[answer["status"]], log.read()
     return answer
+
+
+def ask(*models: Path, **settings: Any) -> dict[str, Any]:
+    """The answer to a short measurement."""
+    listed = [{"name": f"m{i}", "path": str(path)} for i, path in enumerate(models)]
+    return answered(start(), {"models": listed, "lock": None, **QUICK, **settings})
 
 
 def refusal(*models: Path, **settings: Any) -> dict[str, Any]:
@@ -135,9 +174,9 @@ def test_cpus_that_are_not_to_be_had_are_refused(
     assert "Ask for fewer threads" in error["message"]
 
 
-def opened(path: Path, threads: int = 1) -> probe.OnnxRuntime:
-    job = {**probe.DEFAULTS, "threads": threads}
-    runtime = probe.OnnxRuntime({"name": "m", "path": str(path)}, job, None)
+def opened(path: Path, threads: int = 1) -> OnnxRuntime:
+    job = {**DEFAULTS, "threads": threads}
+    runtime = OnnxRuntime({"name": "m", "path": str(path)}, job, None)
     runtime.open()
     runtime.run()
     return runtime
@@ -149,14 +188,14 @@ def test_another_provider_than_asked_is_refused(
     runtime = opened(conv_model(4))
     assert runtime.check()["workers"] == 0
     monkeypatch.setattr(runtime.session, "get_providers", lambda: ["AzureExecutionProvider"])
-    with pytest.raises(probe.Refusal, match=r"asked \['CPUExecution.*got \['AzureExecution"):
+    with pytest.raises(Refusal, match=r"asked \['CPUExecution.*got \['AzureExecution"):
         runtime.check()
 
 
 def test_fewer_worker_threads_than_asked_are_refused(conv_model: ConvModel) -> None:
     runtime = opened(conv_model(4), threads=3)
     runtime.own_threads.pop()
-    with pytest.raises(probe.Refusal, match="workers: asked 2, got 1"):
+    with pytest.raises(Refusal, match="workers: asked 2, got 1"):
         runtime.check()
 
 
@@ -214,22 +253,29 @@ def test_a_bad_job_is_refused(
 
 
 def test_sigint_ends_it_with_an_answer(conv_model: ConvModel) -> None:
-    job = {"models": [{"name": "m", "path": str(conv_model(4))}], **QUICK, "min_time_s": 600}
-    with subprocess.Popen(
-        [sys.executable, PROBE],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    model = {"name": "m", "path": str(conv_model(4))}
+    job = {"models": [model], "lock": None, **QUICK, "min_time_s": 600}
+    with start() as process:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
-        with process.stdin:
-            json.dump(job, process.stdin)
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
         assert any('"stage": "measure"' in line for line in process.stderr)
         process.send_signal(signal.SIGINT)
-        assert json.loads(process.stdout.read()) == {"format": 1, "status": "interrupted"}
+        assert json.loads(process.stdout.read()) == {"format": 2, "status": "interrupted"}
+        assert process.wait(10) == 130
+
+
+def test_it_ends_when_nobody_waits_any_more(conv_model: ConvModel) -> None:
+    job = {"models": [{"name": "m", "path": str(conv_model(4))}], **QUICK, "min_time_s": 600}
+    with start() as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(json.dumps({**job, "lock": None}) + "\n")
+        process.stdin.flush()
+        assert any('"stage": "measure"' in line for line in process.stderr)
+        process.stdin.close()
         assert process.wait(10) == 130
 
 
@@ -243,11 +289,11 @@ def test_warm_up_says_whether_it_settled() -> None:
             pass
 
     job = {"warmup_min_s": 0.01, "warmup_max_s": 0.05, "warmup_tolerance": 0.0}
-    warm = probe.warm_up(ever_slower, job)
+    warm = warm_up(ever_slower, job)
     assert warm["settled"] is False
     assert warm["runs"] == calls
     assert warm["time_s"] >= 0.05
-    assert probe.warm_up(lambda: None, {**job, "warmup_tolerance": 9.0})["settled"] is True
+    assert warm_up(lambda: None, {**job, "warmup_tolerance": 9.0})["settled"] is True
 
 
 def test_wide_integer_inputs_hold_indices_that_any_table_has(tmp_path: Path) -> None:

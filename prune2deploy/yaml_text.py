@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from prune2deploy.recipe.fields import Key
+Key = tuple[str | int, ...]
 
 MAX_CHARS = 256 * 1024
 MAX_DEPTH = 32
@@ -39,7 +39,7 @@ _OTHER_LINE_ENDS = frozenset("\x85\u2028\u2029\ufeff")
 
 
 class YamlError(ValueError):
-    """The text is not YAML that a recipe can hold; `line` counts from 1, if it is known."""
+    """The text is not YAML that settings may be in; `line` counts from 1, if it is known."""
 
     def __init__(self, message: str, line: int | None = None) -> None:
         super().__init__(message)
@@ -98,10 +98,10 @@ def read_yaml(text: str) -> YamlText:
         and None. Duplicate keys and refused tags are among `problems`.
 
     Raises:
-        YamlError: it is not YAML, or larger or deeper than a recipe may be.
+        YamlError: it is not YAML, or larger or deeper than a file of settings may be.
     """
     if len(text) > MAX_CHARS:
-        raise YamlError(f"is larger than {MAX_CHARS // 1024} KiB, the most a recipe may be")
+        raise YamlError(f"is larger than {MAX_CHARS // 1024} KiB, the most such a file may be")
     try:
         node = _Loader(text).get_single_node()
     except yaml.MarkedYAMLError as err:

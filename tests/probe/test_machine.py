@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from prune2deploy.latency import probe
-
-SOURCE = Path(probe.__file__)
+from prune2deploy.devices.bundle import SOURCES
+from prune2deploy.probe.machine import cpu_quota, machine
+from prune2deploy.probe.placing import best_cpus, cpu_list
+from prune2deploy.probe.state import state
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -21,29 +22,31 @@ def write(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def test_the_probe_is_python_3_8_and_stands_alone() -> None:
-    tree = ast.parse(SOURCE.read_text(), feature_version=(3, 8))
+@pytest.mark.parametrize("path", sorted(SOURCES.glob("*.py")), ids=lambda path: path.stem)
+def test_the_probe_is_python_3_8_and_stands_alone(path: Path) -> None:
+    tree = ast.parse(path.read_text(), feature_version=(3, 8))
     imported = {
         name.partition(".")[0]
         for node in ast.walk(tree)
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in (
-            [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [a.name for a in node.names]
         )
+        if not (isinstance(node, ast.ImportFrom) and node.level)
     }
-    assert imported - sys.stdlib_module_names == {"numpy", "onnxruntime"}
-    neighbours = {path.stem for path in SOURCE.parent.glob("*.py")}
-    assert not imported & neighbours, "a neighbour's name hides a module the probe imports"
+    assert imported - sys.stdlib_module_names <= {"numpy", "onnxruntime", "torch"}
 
 
 def test_a_missing_sensor_is_none_and_never_zero(tmp_path: Path) -> None:
-    state = probe.state(tmp_path)
-    del state["time_utc"]
-    assert set(state.values()) == {None}
-    machine = probe.machine(tmp_path)
+    found = state(tmp_path)
+    del found["time_utc"]
+    assert set(found.values()) == {None}
+    facts = machine(tmp_path)
     for known_without_files in ("architecture", "kernel", "cpus_allowed"):
-        assert machine.pop(known_without_files)
-    assert set(machine.values()) == {None}
+        assert facts.pop(known_without_files)
+    assert set(facts.values()) == {None}
 
 
 def test_an_unreadable_zone_does_not_hide_the_others(tmp_path: Path) -> None:
@@ -53,7 +56,7 @@ def test_an_unreadable_zone_does_not_hide_the_others(tmp_path: Path) -> None:
         {f"{thermal}/thermal_zone1/temp": "48312\n", f"{thermal}/thermal_zone1/type": "gpu"},
     )
     (tmp_path / thermal / "thermal_zone0/temp").mkdir(parents=True)  # reading it is an I/O error
-    assert probe.state(tmp_path)["temperature_c"] == {"thermal_zone1 gpu": pytest.approx(48.312)}
+    assert state(tmp_path)["temperature_c"] == {"thermal_zone1 gpu": pytest.approx(48.312)}
 
 
 def test_state_of_a_fake_machine(tmp_path: Path) -> None:
@@ -72,14 +75,14 @@ def test_state_of_a_fake_machine(tmp_path: Path) -> None:
             "proc/stat": "cpu  1 2 3 4 5 6 7 88 0 0\ncpu0 1 2 3 4 5 6 7 8 0 0\n",
         },
     )
-    state = probe.state(tmp_path)
-    assert state["clock_khz"] == {"policy0": 1800000, "policy4": 2400000}
-    assert state["governor"] == {"policy0": "ondemand"}
-    assert state["throttle_count"] == {"cpu1": 7}
-    assert state["load_average"] == [1.5, 0.25, 0.1]
-    assert (state["switches_voluntary"], state["switches_forced"]) == (5, 11)
-    assert state["waited_for_cpu_ns"] == 2000
-    assert state["stolen_ticks"] == 88
+    found = state(tmp_path)
+    assert found["clock_khz"] == {"policy0": 1800000, "policy4": 2400000}
+    assert found["governor"] == {"policy0": "ondemand"}
+    assert found["throttle_count"] == {"cpu1": 7}
+    assert found["load_average"] == [1.5, 0.25, 0.1]
+    assert (found["switches_voluntary"], found["switches_forced"]) == (5, 11)
+    assert found["waited_for_cpu_ns"] == 2000
+    assert found["stolen_ticks"] == 88
 
 
 @pytest.mark.parametrize(
@@ -110,7 +113,7 @@ def test_state_of_a_fake_machine(tmp_path: Path) -> None:
     ],
 )
 def test_cpu_quota_in_cores(tmp_path: Path, files: dict[str, str], cores: float | None) -> None:
-    assert probe.cpu_quota(write(tmp_path, files)) == {"cores": cores}
+    assert cpu_quota(write(tmp_path, files)) == {"cores": cores}
 
 
 @pytest.mark.parametrize(
@@ -123,24 +126,24 @@ def test_cpu_quota_in_cores(tmp_path: Path, files: dict[str, str], cores: float 
 )
 def test_turbo(tmp_path: Path, files: dict[str, str], turbo: bool) -> None:
     write(tmp_path / "sys/devices/system/cpu", files)
-    assert probe.machine(tmp_path)["turbo"] is turbo
+    assert machine(tmp_path)["turbo"] is turbo
 
 
 def test_each_thread_gets_a_physical_core_before_any_core_gets_two(tmp_path: Path) -> None:
     siblings = {0: "0,2", 1: "1,3", 2: "0,2", 3: "1,3"}
     cpu = "sys/devices/system/cpu"
     write(tmp_path, {f"{cpu}/cpu{n}/topology/thread_siblings_list": s for n, s in siblings.items()})
-    assert probe.best_cpus({0, 1, 2, 3}, 2, tmp_path) == [1, 0]
-    assert probe.best_cpus({0, 1, 2, 3}, 3, tmp_path) == [1, 0, 3]
-    assert probe.best_cpus({2, 3}, 2, tmp_path) == [3, 2]
+    assert best_cpus({0, 1, 2, 3}, 2, tmp_path) == [1, 0]
+    assert best_cpus({0, 1, 2, 3}, 3, tmp_path) == [1, 0, 3]
+    assert best_cpus({2, 3}, 2, tmp_path) == [3, 2]
 
 
 def test_big_cores_come_before_little_ones(tmp_path: Path) -> None:
     capacity = {0: "1024", 1: "1024", 2: "400", 3: "400"}
     cpu = "sys/devices/system/cpu"
     write(tmp_path, {f"{cpu}/cpu{n}/cpu_capacity": text for n, text in capacity.items()})
-    assert probe.best_cpus({0, 1, 2, 3}, 3, tmp_path) == [1, 0, 3]
+    assert best_cpus({0, 1, 2, 3}, 3, tmp_path) == [1, 0, 3]
 
 
 def test_kernel_cpu_lists() -> None:
-    assert probe.cpu_list("0-2,5,7-8") == [0, 1, 2, 5, 7, 8]
+    assert cpu_list("0-2,5,7-8") == [0, 1, 2, 5, 7, 8]

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from tiny_onnx import QUICK, ConvModel
 
+from prune2deploy.devices import LocalSettings, local, open_device
+from prune2deploy.devices.local import LocalDevice
 from prune2deploy.errors import DeviceError
-from prune2deploy.latency import devices
-from prune2deploy.latency.devices import LocalDevice, open_device
 
 
 def ignore(line: Mapping[str, Any]) -> None:
@@ -25,9 +25,8 @@ def fake_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that puts these lines of Python in the probe's place."""
 
     def put(source: str) -> None:
-        path = tmp_path / "fake_probe.py"
-        path.write_text(f"import json, os, signal, subprocess, sys, time\n{source}")
-        monkeypatch.setattr(devices, "PROBE", path)
+        text = f"import json, os, signal, subprocess, sys, time\n{source}"
+        monkeypatch.setattr(local, "probe_bytes", text.encode)
 
     return put
 
@@ -39,14 +38,14 @@ def run(job: Mapping[str, Any] | None = None, limit_s: float = 30.0) -> dict[str
 
 def test_an_unknown_device_brings_the_nearest_name() -> None:
     with pytest.raises(DeviceError, match=r"'locla'.*Did you mean 'local'"):
-        open_device("locla")
+        open_device("locla", {"local": LocalSettings()})
 
 
 def test_progress_is_told_apart_from_what_the_runtime_logs(fake_probe: Any) -> None:
     fake_probe(
         'for text in (\'{"stage": "alone", "done": 0.5}\', "W:onnxruntime: hm", "[1]", "7"):\n'
         "    print(text, file=sys.stderr)\n"
-        'print(json.dumps({"status": "ok", "job": json.load(sys.stdin)}))'
+        'print(json.dumps({"status": "ok", "job": json.loads(sys.stdin.readline())}))'
     )
     seen: list[Mapping[str, Any]] = []
     with LocalDevice() as device:
@@ -109,7 +108,7 @@ def test_ctrl_c_ends_the_probe_and_goes_on_up(fake_probe: Any, tmp_path: Path) -
 def test_a_python_that_is_not_there() -> None:
     expected = r"cannot start Python at /no/such/python"
     with (
-        LocalDevice(python="/no/such/python") as device,
+        LocalDevice(settings=LocalSettings(python="/no/such/python")) as device,
         pytest.raises(DeviceError, match=expected),
     ):
         device.run_probe({}, time_limit_s=5, report=ignore)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prune2deploy.recipe.yaml_text import MAX_CHARS, YamlError, read_yaml, write_yaml
+from prune2deploy.yaml_text import MAX_CHARS, YamlError, read_yaml, write_yaml
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+"""What a job may hold, and how to refuse one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+FORMAT = 2
+# What may be asked, and the keys of each with their defaults.
+ASKS: dict[str, dict[str, Any]] = {
+    "measure": {
+        "models": None,  # a list of {"name", "path"}
+        "runtime": "onnxruntime",
+        "providers": None,  # of ONNX Runtime, the first one wanted; None: the CPU
+        "threads": 1,
+        "pin": "auto",  # "auto", a list of one CPU per thread, or null: not pinned
+        "spinning": True,  # worker threads wait for work in a busy loop
+        "batch": None,  # replaces a dynamic first dimension; a static one must equal it
+        "seed": 0,
+        "min_time_s": 5.0,  # of timed runs, for each model
+        "min_samples": 100,
+        "min_blocks": 20,
+        "turn_s": 0.05,
+        "settle_s": 0.002,  # untimed runs at the start of a turn: one at least, and this long
+        "warmup_min_s": 0.5,
+        "warmup_max_s": 10.0,
+        "warmup_tolerance": 0.02,  # relative spread of the last three windows' medians
+    },
+    "facts": {},
+    "files": {"paths": []},
+}
+COMMON: dict[str, Any] = {
+    "format": FORMAT,
+    "ask": "measure",
+    "sysroot": "/",  # where proc, sys and the tools are: another tree in tests
+    "lock": "/tmp/prune2deploy.lock",  # of all measurements on this machine; null: none
+    "lock_wait_s": 600.0,
+    "limit_s": None,  # after this the probe ends itself, even inside a hung call
+}
+
+
+class Refusal(Exception):
+    """What was asked cannot be done; `kind` is for programs, the message for people."""
+
+    def __init__(
+        self, kind: str, message: str, model: str | None = None, signal: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.facts = {"kind": kind, "message": message, "model": model, "signal": signal}
+
+
+def read_job(text: str) -> dict[str, Any]:
+    """Return the job with every default filled in; raises Refusal for what it does not know."""
+    try:
+        given = json.loads(text)
+    except ValueError as err:
+        raise Refusal("bad_job", f"the job is not JSON ({err})") from err
+    job = {**COMMON, **given}
+    if job["format"] != FORMAT:
+        raise Refusal("bad_job", f"job format {job['format']}, this probe reads {FORMAT}")
+    if job["ask"] not in ASKS:
+        raise Refusal("bad_job", f"nothing is called '{job['ask']}'; known: {', '.join(ASKS)}")
+    known = {**COMMON, **ASKS[job["ask"]]}
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise Refusal("bad_job", f"unknown keys in the job: {', '.join(unknown)}")
+    job = {**known, **given}
+    if "models" in job and (not job["models"] or job.get("threads", 1) < 1):
+        raise Refusal("bad_job", "a job needs at least one model and one thread")
+    return job

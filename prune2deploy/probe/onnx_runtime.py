@@ -1,0 +1,167 @@
+"""ONNX Runtime."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import sys
+import time
+from typing import Any, Callable  # noqa: UP035  (Python 3.8)
+
+from .inputs import fixed_shape
+from .job import Refusal
+from .placing import thread_affinities
+
+NUMPY_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+}
+
+
+class OnnxRuntime:
+    """One model in ONNX Runtime on the CPU. After open(), run() is one inference."""
+
+    def __init__(self, model: dict[str, str], job: dict[str, Any], cpus: list[int] | None) -> None:
+        self.model, self.job, self.cpus = model, job, cpus
+        self.run: Callable[[], None]
+
+    @staticmethod
+    def versions() -> dict[str, str]:
+        try:
+            import numpy
+            import onnxruntime
+        except ImportError as err:
+            raise Refusal(
+                "no_runtime",
+                f"{sys.executable} cannot import the runtime ({err}). Install it with: "
+                f"{sys.executable} -m pip install onnxruntime",
+            ) from err
+        return {"onnxruntime": onnxruntime.__version__, "numpy": numpy.__version__}
+
+    def open(self) -> None:
+        """Load the model and prepare one fixed random input; run it with run()."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.job["threads"]
+        options.inter_op_num_threads = 1
+        # ONNX Runtime takes unknown keys in silence: these two are checked against its source.
+        self.config = {"session.intra_op.allow_spinning": str(int(self.job["spinning"]))}
+        if self.cpus is not None and len(self.cpus) > 1:
+            # The caller is not counted, and processor ids start at 1 there.
+            places = ";".join(str(cpu + 1) for cpu in self.cpus[1:])
+            self.config["session.intra_op_thread_affinities"] = places
+        for key, value in self.config.items():
+            options.add_session_config_entry(key, value)
+        before = set(thread_affinities())
+        try:
+            self.session = onnxruntime.InferenceSession(
+                self.model["path"], options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as err:  # the binding's own types differ between versions
+            raise self._load_refusal(err) from err
+        self.own_threads = set(thread_affinities()) - before
+        self._bind()
+
+    def _load_refusal(self, err: Exception) -> Refusal:
+        text = str(err).strip().splitlines()[0]
+        if "INVALID_PROTOBUF" in text or "No graph was found" in text:
+            kind, advice = "not_onnx", "Expected an ONNX file; export the model again"
+        elif "NOT_IMPLEMENTED" in text or "No Op registered" in text or "opset" in text.lower():
+            kind = "unsupported_operator"
+            advice = "Export with an older opset, or install a newer onnxruntime"
+        else:
+            kind, advice = "bad_model", "Check the file with onnx.checker and export it again"
+        return Refusal(kind, f"ONNX Runtime cannot load it: {text}. {advice}")
+
+    def _bind(self) -> None:
+        import numpy as np
+        import onnxruntime
+
+        rng = np.random.RandomState(self.job["seed"])
+        binding = self.session.io_binding()
+        self.inputs = []
+        for position, node in enumerate(self.session.get_inputs()):
+            if node.type not in NUMPY_DTYPES:
+                raise Refusal(
+                    "bad_model", f"input '{node.name}' is a {node.type}; expected a tensor"
+                )
+            dtype = np.dtype(NUMPY_DTYPES[node.type])
+            shape = fixed_shape(node.name, node.shape, self.job["batch"], position == 0)
+            if dtype.kind == "f":
+                value = np.asarray(rng.standard_normal(shape), dtype)
+            else:
+                # Wide integers and booleans are mostly indices and masks, where only 0 and 1 are
+                # always in range; bytes are pixels.
+                top = 2 if dtype.itemsize > 1 or dtype.kind == "b" else 128
+                value = np.asarray(rng.randint(0, top, size=shape), dtype)
+            binding.bind_ortvalue_input(node.name, onnxruntime.OrtValue.ortvalue_from_numpy(value))
+            self.inputs.append({"name": node.name, "dtype": str(dtype), "shape": shape})
+        for node in self.session.get_outputs():
+            binding.bind_output(node.name, "cpu")
+        self.binding = binding
+        self.run = functools.partial(self.session.run_with_iobinding, binding)
+
+    def check(self) -> dict[str, Any]:
+        """Return the settings as the session reports them; refuse when they are not as asked."""
+        options = self.session.get_session_options()
+        config = {key: options.get_session_config_entry(key) for key in self.config}
+        expected = sorted(str(cpu) for cpu in self.cpus[1:]) if self.cpus else None
+        # A worker sets its own affinity when it starts, a moment after the session is there.
+        for _ in range(200):
+            now = thread_affinities()
+            workers = sorted(now.get(thread) or "?" for thread in self.own_threads)
+            if expected is None or workers == expected:
+                break
+            time.sleep(0.01)
+        found = {
+            "providers": self.session.get_providers(),
+            "threads": options.intra_op_num_threads,
+            "workers": len(workers) if now else None,
+            "worker_cpus": workers if expected is not None else None,
+            "config": config,
+        }
+        wanted = {
+            "providers": ["CPUExecutionProvider"],
+            "threads": self.job["threads"],
+            "workers": self.job["threads"] - 1 if now else None,
+            "worker_cpus": expected,
+            "config": self.config,
+        }
+        wrong = [key for key in wanted if wanted[key] != found[key]]
+        if wrong:
+            raise Refusal(
+                "not_as_asked",
+                "; ".join(f"{k}: asked {wanted[k]}, got {found[k]}" for k in wrong),
+                self.model["name"],
+            )
+        found["optimization"] = str(options.graph_optimization_level).rpartition(".")[2]
+        found["execution"] = str(options.execution_mode).rpartition(".")[2]
+        return found
+
+    def outputs(self) -> list[dict[str, Any]]:
+        """Return facts about the last run's outputs, to compare machines and repetitions."""
+        import numpy as np
+
+        facts = []
+        names = [node.name for node in self.session.get_outputs()]
+        for index, value in enumerate(self.binding.copy_outputs_to_cpu()):
+            array = np.ascontiguousarray(value)
+            wide = array.astype(np.float64)
+            facts.append(
+                {
+                    "name": names[index],
+                    "dtype": str(array.dtype),
+                    "shape": list(array.shape),
+                    "sha256": hashlib.sha256(array.tobytes()).hexdigest(),
+                    "finite": bool(np.isfinite(wide).all()),
+                    "mean": float(wide.mean()) if np.isfinite(wide).all() and wide.size else None,
+                }
+            )
+        return facts
