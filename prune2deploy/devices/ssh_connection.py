@@ -7,6 +7,7 @@ import contextlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 
@@ -26,6 +27,11 @@ async def connect(name: str, settings: SshSettings) -> asyncssh.SSHClientConnect
         DeviceError: it is not reached, its host key is not known or has changed, or it refuses
             the keys.
     """
+    if settings.key is not None and not settings.key.expanduser().is_file():
+        raise DeviceError(
+            f"Device '{name}': there is no key file {settings.key}. Name the private key as `key`, "
+            "or leave it out for those of ~/.ssh and the agent."
+        )
     try:
         return await asyncio.wait_for(_dial(settings), settings.connect_timeout_s + 5)
     except asyncssh.HostKeyNotVerifiable as err:
@@ -64,12 +70,16 @@ async def connect(name: str, settings: SshSettings) -> asyncssh.SSHClientConnect
 async def _dial(settings: SshSettings) -> asyncssh.SSHClientConnection:
     # An empty tuple is the library's word for "as ~/.ssh/config and the defaults have it".
     key, hosts = settings.key, settings.known_hosts
+    if hosts is not None and not hosts.expanduser().is_file():
+        trusted: Any = ([], [], [])  # a file that is not there knows nobody
+    else:
+        trusted = () if hosts is None else str(hosts.expanduser())
     return await asyncssh.connect(
         settings.host,
         port=settings.port or (),
         username=settings.user or (),
         client_keys=() if key is None else [str(key.expanduser())],
-        known_hosts=() if hosts is None else str(hosts.expanduser()),
+        known_hosts=trusted,
         password_auth=False,
         kbdint_auth=False,
         keepalive_interval=_KEEPALIVE_S,

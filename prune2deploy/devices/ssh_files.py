@@ -14,6 +14,7 @@ from prune2deploy import progress
 from prune2deploy.errors import DeviceError
 
 _PART_BYTES = 1 << 20
+_ATTEMPTS = 3
 _SILENCE_S = 60.0  # a part that takes longer than this will not come any more
 
 Digests = Callable[[list[str]], Awaitable[dict[str, "str | None"]]]
@@ -92,19 +93,25 @@ class RemoteFiles:
         wanted = await asyncio.to_thread(_sha256, path)
         final = str(self.folder / f"{wanted}{path.suffix}")
         part = f"{final}.part"
-        if (await digests([final]))[final] == wanted:
-            return final
-        for _ in range(2):  # what an older attempt left may be damaged: once more from the start
+        for _ in range(_ATTEMPTS):  # what an older one left may be damaged: then from the start
+            there = await digests([final, part])
+            if there[final] == wanted:
+                return final
             try:
-                await self._send(path, part)
+                if there[part] != wanted:
+                    await self._send(path, part)
+                    there = await digests([part])
+                if there[part] == wanted:
+                    await self._sftp.posix_rename(part, final)
+                    return final
+                await self._sftp.remove(part)
+            except asyncssh.SFTPNoSuchFile:
+                continue  # somebody else sent the same file at the same time, and was faster
             except asyncssh.SFTPError as err:
                 raise await self._failed(err, part, path.stat().st_size) from err
-            if (await digests([part]))[part] == wanted:
-                await self._sftp.posix_rename(part, final)
-                return final
-            await self._sftp.remove(part)
         raise DeviceError(
-            f"Device '{self.name}': {path} arrived damaged twice. Check its disk and the network."
+            f"Device '{self.name}': {path} arrived damaged again and again. Check its disk and "
+            "the network."
         )
 
     async def _send(self, path: Path, part: str) -> None:
@@ -118,7 +125,9 @@ class RemoteFiles:
             there = 0
         with progress.task(f"Sending {path.name} to {self.name}", total) as shown:
             shown.advance(there)
-            async with self._sftp.open(part, "r+b" if there else "wb") as file:
+            # Never emptied: who sends the same file at the same time writes the same bytes.
+            flags = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT
+            async with self._sftp.open(part, flags, encoding=None) as file:
                 with path.open("rb") as source:
                     source.seek(there)
                     while content := source.read(_PART_BYTES):

@@ -11,7 +11,7 @@ ASKS: dict[str, dict[str, Any]] = {
     "measure": {
         "models": None,  # a list of {"name", "path"}
         "runtime": "onnxruntime",
-        "providers": None,  # of ONNX Runtime, the first one wanted; None: the CPU
+        "provider": "CPUExecutionProvider",  # of ONNX Runtime
         "threads": 1,
         "pin": "auto",  # "auto", a list of one CPU per thread, or null: not pinned
         "spinning": True,  # worker threads wait for work in a busy loop

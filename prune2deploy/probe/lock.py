@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from typing import Any, Iterator  # noqa: UP035  (Python 3.8)
+from typing import Any, Iterator
 
 from .job import Refusal
 

@@ -11,7 +11,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, Callable  # noqa: UP035  (Python 3.8)
+from typing import Any, Callable
 
 from .alone import alone, run_alone
 from .facts import facts, files, versions_here

@@ -6,7 +6,7 @@ import json
 import random
 import sys
 import time
-from typing import Any, Callable  # noqa: UP035  (Python 3.8)
+from typing import Any, Callable
 
 MIN_CALLS = 3  # per turn and per warm-up window, so that one outlier is not the median
 

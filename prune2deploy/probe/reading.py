@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Callable  # noqa: UP035  (Python 3.8)
+from typing import Callable
 
 
 def read(path: Path) -> str | None:

@@ -6,8 +6,9 @@ from typing import Any
 
 from .job import Refusal
 from .onnx_runtime import OnnxRuntime
+from .torch_runtime import TorchRuntime
 
-RUNTIMES: dict[str, Any] = {"onnxruntime": OnnxRuntime}
+RUNTIMES: dict[str, Any] = {"onnxruntime": OnnxRuntime, "torch": TorchRuntime}
 
 
 def runtime_of(job: dict[str, Any]) -> Any:
