@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from .alone import alone, run_alone
+from .energy import energies
 from .facts import facts, files, versions_here
 from .job import FORMAT, Refusal, read_job
 from .lifeline import die_with_parent, watch_caller
@@ -23,6 +24,7 @@ from .measuring import MIN_CALLS, Progress, measure, median, timed, warm_up
 from .placing import place_threads
 from .runtimes import runtime_of
 from .state import state
+from .watch import record, spare_cpus, watching
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
@@ -57,12 +59,18 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     gc.collect()
     gc.disable()
     warmed = state(root)
-    turns = measure([session.run for session in sessions], calls, job, progress)
+    runs = [session.run for session in sessions]
+    with watching(job, unpinned["cpus_allowed"], cpus) as records:
+        turns = measure(runs, calls, job, progress)
+    end = state(root)
+    for index, energy in enumerate(energies(runs, job, spare_cpus(unpinned["cpus_allowed"], cpus))):
+        facts[index]["energy"] = energy
     return {
         "cpus": cpus,
         "versions": versions,
         "machine": unpinned,
-        "state": {"start": before, "warm": warmed, "end": state(root)},
+        "state": {"start": before, "warm": warmed, "end": end},
+        "watch": records or None,
         "timer_ns": median(timed(lambda: None, 1000)),
         "models": facts,
         "turns": turns,
@@ -88,6 +96,8 @@ def answer_to(arguments: list[str]) -> dict[str, Any]:
     try:
         if arguments[:1] == ["--versions"]:
             return {"status": "ok", **versions_here(arguments[1])}
+        if arguments[:1] == ["--watch"]:
+            return {"status": "ok", "watch": record(json.loads(sys.stdin.readline()))}
         job = read_job(sys.stdin.readline())
         if arguments[:1] == ["--alone"]:
             die_with_parent()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Callable
 
@@ -20,17 +21,32 @@ def read_each(root: Path, pattern: str, key: Callable[[Path], str]) -> dict[str,
     return {name: text for name, text in found.items() if text is not None} or None
 
 
+def number(text: str | None) -> int | None:
+    """Return an integer, or None for what is none, such as "<unsupported>"."""
+    return int(text) if text is not None and re.fullmatch(r"-?\d+", text.strip()) else None
+
+
 def numbers(texts: dict[str, str] | None, scale: float = 1) -> dict[str, float] | None:
-    return None if texts is None else {name: int(text) * scale for name, text in texts.items()}
+    """Return the texts that are integers as numbers, or None when there are none."""
+    found = {name: number(text) for name, text in (texts or {}).items()}
+    return {name: value * scale for name, value in found.items() if value is not None} or None
 
 
 def field(text: str | None, name: str) -> str | None:
     """Return the value of a 'name: value' line, as in /proc/self/status."""
-    for line in (text or "").splitlines():
-        label, colon, value = line.partition(":")
-        if colon and label.strip() == name:
-            return value.strip()
-    return None
+    return next(iter(fields(text, name)), None)
+
+
+def fields(text: str | None, name: str) -> list[str]:
+    """Return the values of all such lines, as of each processor in /proc/cpuinfo."""
+    lines = [line.partition(":") for line in (text or "").splitlines()]
+    return [value.strip() for label, colon, value in lines if colon and label.strip() == name]
+
+
+def counter(text: str | None, name: str) -> int | None:
+    """Return the value of a 'name value' line, as in /proc/vmstat."""
+    found = re.search(rf"^{re.escape(name)}[ \t]+(\d+)\s*$", text or "", re.MULTILINE)
+    return int(found.group(1)) if found else None
 
 
 def parent(path: Path) -> str:
@@ -38,4 +54,5 @@ def parent(path: Path) -> str:
 
 
 def zone(path: Path) -> str:
+    """Name a file by its folder and that folder's type, such as "thermal_zone0 cpu-thermal"."""
     return f"{path.parent.name} {read(path.parent / 'type') or ''}"

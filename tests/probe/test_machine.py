@@ -44,7 +44,7 @@ def test_a_missing_sensor_is_none_and_never_zero(tmp_path: Path) -> None:
     del found["time_utc"]
     assert set(found.values()) == {None}
     facts = machine(tmp_path)
-    for known_without_files in ("architecture", "kernel", "cpus_allowed"):
+    for known_without_files in ("kind", "architecture", "kernel", "cpus_allowed"):
         assert facts.pop(known_without_files)
     assert set(facts.values()) == {None}
 

@@ -72,7 +72,8 @@ def answered(process: subprocess.Popen[str], job: dict[str, Any]) -> dict[str, A
 def ask(*models: Path, **settings: Any) -> dict[str, Any]:
     """The answer to a short measurement."""
     listed = [{"name": f"m{i}", "path": str(path)} for i, path in enumerate(models)]
-    return answered(start(), {"models": listed, "lock": None, **QUICK, **settings})
+    job = {"models": listed, "lock": None, **QUICK, "energy_s": 0}
+    return answered(start(), {**job, **settings})
 
 
 def refusal(*models: Path, **settings: Any) -> dict[str, Any]:
