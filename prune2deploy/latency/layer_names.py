@@ -32,7 +32,7 @@ _FUSION_DEPTH = 4
 class FileNode:
     """A node as the file has it. `key` is the same for the same layer of a pruned file.
 
-    channels: of the first output, None where its shape is not known.
+    axis, channels: of the first output; None where the shape or its layout is not known.
     """
 
     name: str
@@ -41,6 +41,7 @@ class FileNode:
     outputs: tuple[str, ...]
     layer: str
     key: Key
+    axis: int | None
     channels: int | None
 
 
@@ -145,19 +146,20 @@ def read_graph(path: Path) -> FileGraph:
 def graph_of(proto: Any) -> FileGraph:
     """Return the nodes of an onnx.ModelProto."""
     nodes = [node for node in proto.graph.node if node.op_type != "Constant"]
-    channels = _channels(proto)
+    shapes = _shapes(proto)
+    axes = _channel_axes(nodes, shapes)
     layers = _layers(nodes, {tensor.name for tensor in proto.graph.initializer})
     names = Counter(node.name for node in nodes)
     keyed: list[FileNode] = []
     counts: Counter[tuple[str, str]] = Counter()
     last = ""
     for node, layer in zip(nodes, layers, strict=True):
-        own = node.name or (node.output[0] if node.output else node.op_type)
-        # Numbers count the nodes of their kind: one more or less, and all behind have others.
-        stable = bool(node.name) and names[node.name] == 1 and not node.name[-1].isdigit()
-        place = layer or (node.name if stable else last)
-        if layer or (stable and "/" in node.name):  # older exporters write the module's path there
-            last = place
+        own_output = node.output[0] if node.output else ""
+        own = node.name or own_output or node.op_type
+        # Older exporters write the module's path here. Other names mostly count the nodes of their
+        # kind, which is no use in a file that has one more or less.
+        path = node.name if "/" in node.name and names[node.name] == 1 else None
+        place = last = layer or path or last
         key = (place, node.op_type, counts[place, node.op_type])
         counts[place, node.op_type] += 1
         keyed.append(
@@ -168,7 +170,8 @@ def graph_of(proto: Any) -> FileGraph:
                 outputs=tuple(node.output),
                 layer=layer or own,
                 key=key,
-                channels=channels.get(node.output[0]) if node.output else None,
+                axis=axes.get(own_output),
+                channels=channels_of(shapes.get(own_output), axes.get(own_output)),
             )
         )
     return FileGraph(
@@ -221,27 +224,43 @@ def _readers(nodes: Sequence[Any]) -> dict[str, list[int]]:
     return found
 
 
-def _channels(proto: Any) -> dict[str, int]:
-    """Return the number of channels of each tensor whose shape is known."""
+def _shapes(proto: Any) -> dict[str, list[int]]:
+    """Return the known shapes of the tensors between nodes; 0 is an open size."""
     import onnx
 
     try:
         graph = onnx.shape_inference.infer_shapes(proto).graph
     except Exception:  # it is only a column of the table; the binding's errors have no one type
         graph = proto.graph
-    found = {}
-    for info in (*graph.value_info, *graph.output):
-        kind = info.type.tensor_type
-        dims = [one.dim_value for one in kind.shape.dim] if kind.HasField("shape") else []
-        count = channels_of(dims)
-        if count:
-            found[info.name] = count
-    return found
+    infos = [
+        one for one in (*graph.value_info, *graph.output) if one.type.tensor_type.HasField("shape")
+    ]
+    return {one.name: [dim.dim_value for dim in one.type.tensor_type.shape.dim] for one in infos}
 
 
-def channels_of(shape: Sequence[int]) -> int | None:
-    """Return the channels of an image (second) or a sequence (last); None for a single number."""
-    return (shape[1] if len(shape) >= 4 else shape[-1]) if len(shape) > 1 else None
+def _channel_axes(nodes: Sequence[Any], shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Return in which dimension each tensor has its channels, as far as its makers tell."""
+    axes: dict[str, int] = {}
+    for node in nodes:
+        kind, known = _kind(node.op_type), [one for one in node.input if one in axes]
+        axis = None
+        if kind in ("Conv", "ConvTranspose") or "Pool" in kind or kind == "BatchNormalization":
+            axis = 1
+        elif kind in ("MatMul", "LayerNormalization"):
+            axis = -1
+        elif known and kind not in ("Reshape", "Transpose"):
+            ranks = [len(shapes.get(tensor, ())) for tensor in (known[0], node.output[0])]
+            axis = axes[known[0]] if ranks[0] == ranks[1] else None
+        if axis is not None:
+            axes.update(dict.fromkeys(node.output, axis))
+    return axes
+
+
+def channels_of(shape: Sequence[int] | None, axis: int | None) -> int | None:
+    """Return the size of that dimension, None where it is not known."""
+    if not shape or axis is None or axis >= len(shape):
+        return None
+    return shape[axis] or None
 
 
 def _kind(op: str) -> str:

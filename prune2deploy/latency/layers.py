@@ -199,23 +199,26 @@ def _of_model(graph: FileGraph, executed: Sequence[Mapping[str, Any]]) -> tuple[
     layers: Named = {}
     for key, nodes in parts.items():
         if key not in places:
-            layers[key] = (nodes[0]["name"], _time(nodes, nodes[0]["op"], None))
+            layers[key] = (nodes[0]["name"], _time(nodes, nodes[0]["op"], None, None))
             continue
         origin = graph.nodes[places[key]]
         operator = "+".join([origin.op, *fused.get(places[key], [])])
-        layers[key] = (origin.layer, _time(nodes, operator, origin.channels))
+        layers[key] = (origin.layer, _time(nodes, operator, origin.axis, origin.channels))
     added = {
-        key: (f"{key[1]} ×{len(nodes)}", _time(nodes, key[1], None)) for key, nodes in extra.items()
+        key: (f"{key[1]} ×{len(nodes)}", _time(nodes, key[1], None, None))
+        for key, nodes in extra.items()
     }
     return layers, added
 
 
-def _time(nodes: Sequence[Mapping[str, Any]], operator: str, channels: int | None) -> LayerTime:
+def _time(
+    nodes: Sequence[Mapping[str, Any]], operator: str, axis: int | None, channels: int | None
+) -> LayerTime:
     def total(name: str) -> float:
         return math.fsum(node[name] for node in nodes) / _US_PER_MS
 
     shapes = nodes[-1]["output_shapes"]
-    run_channels = channels_of(shapes[0]["shape"]) if shapes else None
+    run_channels = channels_of(shapes[0]["shape"], axis) if shapes else None
     return LayerTime(
         median_ms=total("median"),
         q1_ms=total("q1"),
