@@ -126,6 +126,9 @@ def profile(
     min_time_s: Annotated[
         float, typer.Option("--min-time", metavar="SECONDS", help="Timed runs, for each model.")
     ] = 5.0,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Show instead how long each layer takes.")
+    ] = False,
 ) -> None:
     """Time ONNX models on this machine; two or more are compared in turns."""
     with session():
@@ -133,4 +136,9 @@ def profile(
         from prune2deploy.latency import profile as measure
 
         options = ProfileOptions(threads=threads, batch=batch, min_time_s=min_time_s)
+        if layers:
+            from prune2deploy.latency import format_layers, profile_layers
+
+            show(*format_layers(profile_layers(models, options=options)))
+            return
         show(format_result(measure(models, options=options)))

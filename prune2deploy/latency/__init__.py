@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prune2deploy.latency.format import format_result
+from prune2deploy.latency.layers import LayersResult, format_layers, profile_layers
 from prune2deploy.latency.profile import (
     Latency,
     ProfileOptions,
@@ -13,9 +14,12 @@ from prune2deploy.latency.profile import (
 
 __all__ = [
     "Latency",
+    "LayersResult",
     "ProfileOptions",
     "ProfileResult",
     "Speedup",
+    "format_layers",
     "format_result",
     "profile",
+    "profile_layers",
 ]

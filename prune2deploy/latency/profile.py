@@ -163,18 +163,24 @@ def profile(
             measurement failed; the message says which and what to do.
     """
     options = options or ProfileOptions()
-    paths = dict(models) if isinstance(models, Mapping) else _named(models)
-    if not paths:
-        raise DeviceError("No model to measure: give at least one ONNX file.")
-    for path in paths.values():
-        if not path.is_file():
-            raise DeviceError(f"No model file at {path}. Give the path of an ONNX file.")
+    paths = named_models(models)
     known = load_devices() if devices is None else devices
     with open_device(device, known) as opened:
         options = options_on(opened.settings, options)
         place = {name: opened.place(path) for name, path in paths.items()}
         answer = _measured(opened, _job(place, opened.settings, options), options)
     return result_from_answer(device, paths, options, answer)
+
+
+def named_models(models: Sequence[Path] | Mapping[str, Path]) -> dict[str, Path]:
+    """Return {name: file} of files that are there; raises DeviceError for one that is not."""
+    paths = dict(models) if isinstance(models, Mapping) else _named(models)
+    if not paths:
+        raise DeviceError("No model to measure: give at least one ONNX file.")
+    for path in paths.values():
+        if not path.is_file():
+            raise DeviceError(f"No model file at {path}. Give the path of an ONNX file.")
+    return paths
 
 
 def options_on(settings: CommonSettings, options: ProfileOptions) -> ProfileOptions:

@@ -27,6 +27,23 @@ ASKS: dict[str, dict[str, Any]] = {
         "energy_s": 3.0,  # that each model runs alone while its power is read; 0: not at all
         "warmup_tolerance": 0.02,  # relative spread of the last three windows' medians
     },
+    "layers": {  # what is not explained here is as above
+        "models": None,
+        "runtime": "onnxruntime",
+        "provider": "CPUExecutionProvider",
+        "threads": 1,
+        "pin": "auto",
+        "spinning": True,
+        "batch": None,
+        "seed": 0,
+        "runs": 50,  # at least, plain ones and profiled ones each
+        "min_time_s": 1.0,  # of each kind; very many events end it earlier
+        "warmup_runs": 5,  # of the profiled session, after the plain one's warm-up
+        "warmup_min_s": 0.5,
+        "warmup_max_s": 10.0,
+        "warmup_tolerance": 0.02,
+        "folder": None,  # the child's for its files; the probe makes and removes it
+    },
     "facts": {},
     "files": {"paths": []},
 }

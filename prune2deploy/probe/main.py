@@ -17,6 +17,7 @@ from .alone import alone, run_alone
 from .energy import energies
 from .facts import facts, files, versions_here
 from .job import FORMAT, Refusal, read_job
+from .layers import layers, run_layers
 from .lifeline import die_with_parent, watch_caller
 from .lock import only_one
 from .machine import machine
@@ -86,8 +87,16 @@ def measured(job: dict[str, Any]) -> dict[str, Any]:
 
 HANDLERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "measure": measured,
+    "layers": layers,
     "facts": facts,
     "files": files,
+}
+
+
+# What the child does that has one model for itself.
+ALONE: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "measure": run_alone,
+    "layers": run_layers,
 }
 
 
@@ -108,7 +117,7 @@ def answer_to(arguments: list[str]) -> dict[str, Any]:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.setitimer(signal.ITIMER_REAL, job["limit_s"])
         if arguments[:1] == ["--alone"]:
-            return {"format": FORMAT, "status": "ok", "alone": run_alone(job)}
+            return {"format": FORMAT, "status": "ok", "alone": ALONE[job["ask"]](job)}
         return {"format": FORMAT, "status": "ok", "job": job, **HANDLERS[job["ask"]](job)}
     except Refusal as err:
         error = err.facts

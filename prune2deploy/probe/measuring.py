@@ -6,7 +6,7 @@ import json
 import random
 import sys
 import time
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 MIN_CALLS = 3  # per turn and per warm-up window, so that one outlier is not the median
 
@@ -53,7 +53,7 @@ def run_for(run: Callable[[], Any], seconds: float, calls: int) -> list[int]:
     return samples
 
 
-def median(values: list[int]) -> float:
+def median(values: Sequence[float]) -> float:
     # Not the standard library's: with this file's folder on the path, that name is a neighbour's.
     ordered = sorted(values)
     return (ordered[len(ordered) // 2] + ordered[(len(ordered) - 1) // 2]) / 2

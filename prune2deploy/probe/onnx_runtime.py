@@ -61,6 +61,7 @@ class OnnxRuntime:
             self.config["session.intra_op_thread_affinities"] = places
         for key, value in self.config.items():
             options.add_session_config_entry(key, value)
+        self.adjust(options)
         before = set(thread_affinities())
         try:
             self.session = onnxruntime.InferenceSession(
@@ -70,6 +71,9 @@ class OnnxRuntime:
             raise self._load_refusal(err) from err
         self.own_threads = set(thread_affinities()) - before
         self._bind()
+
+    def adjust(self, options: Any) -> None:
+        """For those who want further options: change them before the session is made."""
 
     def _providers(self, available: list[str]) -> list[str]:
         """What was asked for; an accelerator has the CPU behind it for what it cannot do."""
