@@ -98,7 +98,7 @@ def _channels(times: Sequence[LayerTime | None]) -> str:
         elif one.run_channels in (None, one.channels):
             texts.append(str(one.channels))
         else:
-            texts.append(f"{one.channels} (as {one.run_channels})")
+            texts.append(f"{one.channels} ({one.run_channels})")
     return texts[0] if len(set(texts)) == 1 else " → ".join(texts)
 
 
@@ -129,7 +129,7 @@ def _notes(result: LayersResult) -> list[str]:
     if padded:
         one_padded = padded[0]
         notes.append(
-            f"{one_padded.channels} (as {one_padded.run_channels}): the file has "
+            f"{one_padded.channels} ({one_padded.run_channels}): the file has "
             f"{one_padded.channels} channels, the runtime computes {one_padded.run_channels}."
         )
     for one in result.models:

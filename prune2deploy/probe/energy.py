@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, List, Optional, Tuple  # noqa: UP035  (Python 3.8)
+from typing import Any, Callable, List, Optional, Tuple
 
 from .jetson import tegrastats_watts
 from .measuring import MIN_CALLS, run_for
@@ -22,7 +22,7 @@ SAMPLE_S = 0.1
 
 Work = Callable[[], None]
 # Does the work; returns joules (None: could not be read) and the seconds they were counted over.
-Meter = Callable[[Work], Tuple[Optional[float], float]]  # noqa: UP006, UP045  (Python 3.8)
+Meter = Callable[[Work], Tuple[Optional[float], float]]
 
 
 def counted(root: Path) -> Meter:
@@ -72,7 +72,7 @@ def sampled(watts: Callable[[], float | None], cpus: list[int] | None) -> Meter:
 
 def uses_gpu(job: dict[str, Any]) -> bool:
     """Whether the job's runtime computes on an NVIDIA GPU."""
-    words = f"{job['runtime']} {job['providers']}".lower()
+    words = f"{job['runtime']} {job['provider']}".lower()
     return any(word in words for word in ("cuda", "tensorrt"))
 
 

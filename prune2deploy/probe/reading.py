@@ -56,3 +56,13 @@ def parent(path: Path) -> str:
 def zone(path: Path) -> str:
     """Name a file by its folder and that folder's type, such as "thermal_zone0 cpu-thermal"."""
     return f"{path.parent.name} {read(path.parent / 'type') or ''}"
+
+
+def of_policies(cpu: Path, name: str) -> dict[str, str] | None:
+    """Return a file of each clock domain: by policy, or by CPU where there are no policies.
+
+    cpu: the folder sys/devices/system/cpu.
+    """
+    return read_each(cpu, f"cpufreq/policy*/{name}", parent) or read_each(
+        cpu, f"cpu[0-9]*/cpufreq/{name}", lambda path: path.parts[-3]
+    )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
-from typing import Any, Collection  # noqa: UP035  (Python 3.8)
+from typing import Any, Collection
 
 from .jetson import gpu_clock_hz, jetson_clocks, overcurrent_count, power_mode
 from .machine import cgroup_of_self
 from .nvidia import gpu_state
 from .raspberry_pi import pi_state
-from .reading import counter, field, numbers, parent, read, read_each, zone
+from .reading import counter, field, numbers, of_policies, read, read_each, zone
 
 
 def state(
@@ -29,11 +29,11 @@ def state(
     load = read(root / "proc/loadavg")
     ticks = read(root / "proc/stat")  # cpu user nice system idle iowait irq softirq steal
     available = field(read(root / "proc/meminfo"), "MemAvailable")
-    policies, throttle = "cpufreq/policy*/", "cpu*/thermal_throttle/"
+    throttle = "cpu*/thermal_throttle/"
     return {
         "time_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "clock_khz": numbers(read_each(cpu, policies + "scaling_cur_freq", parent)),
-        "governor": read_each(cpu, policies + "scaling_governor", parent),
+        "clock_khz": numbers(of_policies(cpu, "scaling_cur_freq")),
+        "governor": of_policies(cpu, "scaling_governor"),
         "temperature_c": numbers(read_each(root, "sys/class/thermal/*/temp", zone), 0.001),
         # Of a fan, or of what is slowed down against heat; 0: not at all.
         "cooling_state": numbers(

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Iterator  # noqa: UP035  (Python 3.8)
+from typing import Any, Iterator
 
 from .energy import uses_gpu
 from .lifeline import die_with_parent

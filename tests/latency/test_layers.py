@@ -195,7 +195,7 @@ def test_layers_stand_side_by_side_in_order_of_execution(tmp_path: Path) -> None
     assert [one.median_ms for one in reorder.times if one] == [0.03, 0.03]
 
     text = text_of(result)
-    assert "8 → 5 (as 8)" in text
+    assert "8 → 5 (8)" in text
     assert "-75 %" in text
     assert "×20.0" in text
     assert "ReorderOutput ×1 → 2" in text
