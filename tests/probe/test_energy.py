@@ -164,9 +164,9 @@ def test_watts_of_the_fake_boards(tmp_path: Path) -> None:
     ("settings", "gpu"),
     [
         ({}, False),
-        ({"providers": ["CUDAExecutionProvider"]}, True),
-        ({"providers": ["TensorrtExecutionProvider", "CPUExecutionProvider"]}, True),
-        ({"providers": ["XnnpackExecutionProvider"]}, False),
+        ({"provider": "CUDAExecutionProvider"}, True),
+        ({"provider": "TensorrtExecutionProvider", "CPUExecutionProvider"}, True),
+        ({"provider": "XnnpackExecutionProvider"}, False),
         ({"runtime": "tensorrt"}, True),
     ],
 )
