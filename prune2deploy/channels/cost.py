@@ -63,6 +63,7 @@ class CostModel:
         self.full: Counts = np.array([g.size for g in groups], dtype=np.int64)
         self._starts = np.cumsum([0, *self.full.tolist()])
         self._macs = self._of_sites(sites, channel, batch)
+        self._rows = {name: row for row, name in enumerate(parameters)}
         self._params = self._of_parameters(groups, parameters)
 
     def macs(self, kept: Counts) -> int:
@@ -80,6 +81,18 @@ class CostModel:
     def params(self, kept: Counts) -> int:
         """Number of parameters."""
         return self._params.total(kept)
+
+    def length(self, parameter: str, dim: int) -> npt.NDArray[np.float64] | None:
+        """How long a parameter's dimension is as a linear form of the kept counts.
+
+        Returns:
+            Shape (1 + groups,): the fixed part, then what each kept channel of a group adds; None
+            where there is no such parameter.
+        """
+        row = self._rows.get(parameter)
+        if row is None or dim >= self._params.base.shape[1]:
+            return None
+        return np.concatenate([[self._params.base[row, dim]], self._params.copies[row, dim]])
 
     def _of_sites(self, sites: Sequence[Site], channel: NodeIds, batch: int) -> _Products:
         depth = max((len(s.factors) for s in sites), default=0)
@@ -105,12 +118,11 @@ class CostModel:
         depth = max((len(s) for s in parameters.values()), default=0)
         base = np.ones((len(parameters), depth))
         copies = np.zeros((len(parameters), depth, len(self.full)))
-        row_of = {name: row for row, name in enumerate(parameters)}
         for name, shape in parameters.items():
-            base[row_of[name], : len(shape)] = shape
+            base[self._rows[name], : len(shape)] = shape
         for number, group in enumerate(groups):
             for slot in group.slots:
-                row = row_of.get(slot.tensor)
+                row = self._rows.get(slot.tensor)
                 if row is not None:
                     copies[row, slot.dim, number] = slot.index.shape[1]
                     base[row, slot.dim] -= slot.index.size

@@ -180,6 +180,28 @@ def _model_runs(name: str, path: Path, facts: Mapping[str, Any]) -> ModelRuns:
 Named = dict[Key, tuple[str, LayerTime]]
 
 
+def times_of_nodes(
+    graph: FileGraph, executed: Sequence[Mapping[str, Any]]
+) -> tuple[dict[int, float], float]:
+    """Share the runtime's time among the nodes of a file.
+
+    executed: of the probe's answer.
+
+    Returns:
+        µs by the place of a node, whose time includes what was fused into it; and the µs of what
+        the runtime added.
+    """
+    times: dict[int, float] = {}
+    added = 0.0
+    for node in executed:
+        place = graph.origin(node)
+        if place is None:
+            added += node["median"]
+        else:
+            times[place] = times.get(place, 0.0) + node["median"]
+    return times, added
+
+
 def _of_model(graph: FileGraph, executed: Sequence[Mapping[str, Any]]) -> tuple[Named, Named]:
     """Return a model's layers by key in order of execution, and what the runtime added."""
     origins = [graph.origin(node) for node in executed]

@@ -165,7 +165,7 @@ def test_watts_of_the_fake_boards(tmp_path: Path) -> None:
     [
         ({}, False),
         ({"provider": "CUDAExecutionProvider"}, True),
-        ({"provider": "TensorrtExecutionProvider", "CPUExecutionProvider"}, True),
+        ({"provider": "TensorrtExecutionProvider"}, True),
         ({"provider": "XnnpackExecutionProvider"}, False),
         ({"runtime": "tensorrt"}, True),
     ],

@@ -1,0 +1,86 @@
+"""Which widths to measure: a coarse grid, and more where times jump."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+from prune2deploy.latency.staircase.specs import LayerSpec
+from prune2deploy.latency.staircase.tiny import Point
+
+COARSE = 9
+"""Widths per direction that a grid starts with."""
+
+JUMP = 0.08
+"""A grid is refined where a time is further than this share from what its neighbours give."""
+
+_GOOD = 0.03
+"""Times that differ by less than this share count as equal when steps are looked for."""
+
+
+def widths(full: int, step: int, count: int = COARSE) -> list[int]:
+    """About `count` multiples of the step, evenly spread, and the full width."""
+    steps = list(range(step, full, step))
+    if len(steps) > count - 1:
+        picked = {round(i * (len(steps) - 1) / (count - 2)) for i in range(count - 1)}
+        steps = [steps[i] for i in sorted(picked)]
+    return [*steps, full]
+
+
+def grid(spec: LayerSpec, full: Point, step: int) -> list[Point]:
+    """The points that a layer's table starts with. full: the widest."""
+    if spec.kind == "depthwise":
+        return [(width, width) for width in widths(full[1], step)]
+    if spec.kind == "grouped":
+        # Of a grouped convolution whole groups go, in and out alike.
+        groups = full[0] // spec.group_width
+        ratio = full[1] / full[0]
+        counts = widths(groups, max(1, step // math.gcd(step, spec.group_width)))
+        return [
+            (count * spec.group_width, round(count * spec.group_width * ratio)) for count in counts
+        ]
+    return list(itertools.product(widths(full[0], step), widths(full[1], step)))
+
+
+def refined(known: Mapping[Point, float], step: int) -> list[Point]:
+    """Points between those where the time is not what its neighbours let expect."""
+    wanted: list[Point] = []
+    for axis in (0, 1):
+        lines: dict[int, list[Point]] = {}
+        for point in known:
+            lines.setdefault(point[1 - axis], []).append(point)
+        for line in lines.values():
+            line.sort(key=lambda point: point[axis])
+            for a, b, c in zip(line, line[1:], line[2:], strict=False):
+                share = (b[axis] - a[axis]) / (c[axis] - a[axis])
+                expected = known[a] + share * (known[c] - known[a])
+                if abs(known[b] - expected) > JUMP * expected:
+                    wanted += _between(a, b, axis, step) + _between(b, c, axis, step)
+    return [point for point in dict.fromkeys(wanted) if point not in known]
+
+
+def _between(low: Point, high: Point, axis: int, step: int) -> list[Point]:
+    middle = (low[axis] + high[axis]) // 2 // step * step
+    if not low[axis] < middle < high[axis]:
+        return []
+    if low[0] == low[1] and high[0] == high[1]:  # depthwise: both are one width
+        return [(middle, middle)]
+    return [(middle, low[1]) if axis == 0 else (low[0], middle)]
+
+
+def step_of(times: Mapping[int, float]) -> int:
+    """How far apart the widths are that are worth having.
+
+    Worth having is a width if no wider one is as fast. times: by width, all of a range.
+    """
+    worth: list[int] = []
+    fastest = math.inf
+    for width in sorted(times, reverse=True):
+        if times[width] < fastest * (1 - _GOOD):
+            worth.append(width)
+            fastest = times[width]
+    gaps: Sequence[int] = [a - b for a, b in itertools.pairwise(worth)]
+    if not gaps:
+        return max(times) - min(times) + 1
+    return sorted(gaps)[len(gaps) // 2]

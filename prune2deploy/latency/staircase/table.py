@@ -1,0 +1,175 @@
+"""The measured times, in a plain file that can be looked at and passed on.
+
+One file per device, runtime, version and number of threads. It only ever grows: what is in it is
+not measured again.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from prune2deploy.errors import DeviceError
+from prune2deploy.latency.staircase.specs import LayerSpec
+from prune2deploy.latency.staircase.tiny import Point
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A layer's time in µs; interpolated: between measured widths, not measured itself."""
+
+    us: float
+    interpolated: bool
+
+
+@dataclass
+class Table:
+    """Times of layers on one device.
+
+    conditions: what must be the same for the times to hold. step: widths that are multiples of it
+    are on the good side of a step; None: not looked for yet. times: µs by the key of a spec and
+    the widths.
+    """
+
+    path: Path
+    conditions: dict[str, Any]
+    step: int | None = None
+    times: dict[str, dict[Point, float]] = field(default_factory=dict)
+
+    def add(self, spec: LayerSpec, found: Mapping[Point, float]) -> None:
+        """Take up times, in µs."""
+        self.times.setdefault(spec.key, {}).update(found)
+
+    def missing(self, spec: LayerSpec, points: Iterable[Point]) -> list[Point]:
+        """Those that have not been measured."""
+        known = self.times.get(spec.key, {})
+        return [point for point in dict.fromkeys(points) if point not in known]
+
+    def time(self, spec: LayerSpec, point: Point) -> Estimate:
+        """Return a layer's time at these widths: measured, or along the measured staircase.
+
+        A width between two steps takes as long as the next step up. Between measured steps times
+        are interpolated, and beyond the last they grow with the width.
+
+        Raises:
+            DeviceError: nothing of this layer has been measured.
+        """
+        known = self.times.get(spec.key)
+        if not known:
+            raise DeviceError(f"The table {self.path} has no times of the layer '{spec.key}'.")
+        if point in known:
+            return Estimate(known[point], False)
+        step = self.step or 1
+        raised = tuple(math.ceil(width / step) * step for width in point)
+        if raised in known:
+            # On the way up to a step nothing is gained, so this counts as measured.
+            return Estimate(known[raised], False)
+        return Estimate(_interpolated(known, (raised[0], raised[1])), True)
+
+    def save(self) -> None:
+        """Write the file, whole or not at all."""
+        content = {
+            "format": FORMAT,
+            "conditions": self.conditions,
+            "step": self.step,
+            "unit": "microseconds per call of the layer, by channels in x channels out",
+            "layers": {
+                key: {f"{a}x{b}": round(us, 3) for (a, b), us in sorted(times.items())}
+                for key, times in sorted(self.times.items())
+            },
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as stream:
+            json.dump(content, stream, indent=1)
+            stream.write("\n")
+        os.replace(stream.name, self.path)
+
+
+def _interpolated(known: Mapping[Point, float], point: Point) -> float:
+    """Between the nearest measured widths, in both directions."""
+    insides = sorted({a for a, _ in known})
+    low, high, share = _around(insides, point[0])
+    first = _along(known, low, point[1])
+    if low == high:
+        return first * (point[0] / low if point[0] > low else 1.0)
+    return first + share * (_along(known, high, point[1]) - first)
+
+
+def _along(known: Mapping[Point, float], inside: int, outside: int) -> float:
+    outsides = sorted(b for a, b in known if a == inside)
+    low, high, share = _around(outsides, outside)
+    first = known[inside, low]
+    if low == high:
+        return first * (outside / low if outside > low else 1.0)
+    return first + share * (known[inside, high] - first)
+
+
+def _around(widths: list[int], width: int) -> tuple[int, int, float]:
+    """The measured widths below and above, and how far between them it lies."""
+    place = bisect.bisect_left(widths, width)
+    if place == 0:
+        return widths[0], widths[0], 0.0
+    if place == len(widths):
+        return widths[-1], widths[-1], 0.0
+    low, high = widths[place - 1], widths[place]
+    return low, high, (width - low) / (high - low)
+
+
+def table_path(conditions: Mapping[str, Any]) -> Path:
+    """Where the table for these conditions is kept."""
+    text = json.dumps(conditions, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+    named = str(conditions.get("board") or conditions.get("cpu") or "device")
+    plain = re.sub(r"[^a-z0-9]+", "-", named.lower()).strip("-")[:40]
+    name = f"{plain}-{conditions['runtime']}-{conditions['threads']}t-{digest}.json"
+    return platformdirs.user_cache_path("prune2deploy") / "staircases" / name
+
+
+def load_table(path: Path, conditions: Mapping[str, Any]) -> Table:
+    """Return the table in this file; an empty one where there is none.
+
+    Raises:
+        DeviceError: it cannot be read, or is of another device, runtime or number of threads.
+    """
+    if not path.is_file():
+        return Table(path, dict(conditions))
+    try:
+        content = json.loads(path.read_text())
+        if content["format"] != FORMAT:
+            raise DeviceError(
+                f"{path} has format {content['format']}, this version reads {FORMAT}. Remove it "
+                "to have it measured anew."
+            )
+        layers = {
+            key: {_point(widths): float(us) for widths, us in times.items()}
+            for key, times in content["layers"].items()
+        }
+        found, step = content["conditions"], content["step"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
+        raise DeviceError(
+            f"{path} is not a table of times ({type(err).__name__}: {err}). Remove it to have it "
+            "measured anew."
+        ) from err
+    other = sorted(k for k in {*found, *conditions} if found.get(k) != conditions.get(k))
+    if other:
+        told = "; ".join(f"{k}: {found.get(k)!r} there, {conditions.get(k)!r} here" for k in other)
+        raise DeviceError(f"{path} holds times of something else ({told}). Name another file.")
+    return Table(path, dict(conditions), step, layers)
+
+
+def _point(text: str) -> Point:
+    inside, outside = text.split("x")
+    return int(inside), int(outside)
