@@ -21,12 +21,16 @@ from .lock import only_one
 from .machine import machine
 from .measuring import MIN_CALLS, Progress, measure, median, timed, warm_up
 from .placing import place_threads
-from .runtimes import runtime_of
+from .runtimes import prepared, runtime_of
 from .state import state
+from .tensorrt_build import build
+
+DEVICE_RUNS = 100  # timed by the device itself, after the measurement
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
     """Measure all models of the job; return the answer's contents."""
+    job = {**job, "models": prepared(job)}
     progress = Progress(job)
     root = Path(job["sysroot"])
     unpinned = machine(root)
@@ -58,11 +62,16 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     gc.disable()
     warmed = state(root)
     turns = measure([session.run for session in sessions], calls, job, progress)
+    states = {"start": before, "warm": warmed, "end": state(root)}
+    for fact, session in zip(facts, sessions):
+        # None: on a CPU there is no second clock.
+        device_times = getattr(session, "device_times_ns", None)
+        fact["device_ns"] = device_times(DEVICE_RUNS) if device_times else None
     return {
         "cpus": cpus,
         "versions": versions,
         "machine": unpinned,
-        "state": {"start": before, "warm": warmed, "end": state(root)},
+        "state": states,
         "timer_ns": median(timed(lambda: None, 1000)),
         "models": facts,
         "turns": turns,
@@ -78,6 +87,7 @@ def measured(job: dict[str, Any]) -> dict[str, Any]:
 
 HANDLERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "measure": measured,
+    "build": build,
     "facts": facts,
     "files": files,
 }
@@ -89,7 +99,7 @@ def answer_to(arguments: list[str]) -> dict[str, Any]:
         if arguments[:1] == ["--versions"]:
             return {"status": "ok", **versions_here(arguments[1])}
         job = read_job(sys.stdin.readline())
-        if arguments[:1] == ["--alone"]:
+        if arguments[:1] in (["--alone"], ["--child"]):
             die_with_parent()
         else:
             watch_caller()
