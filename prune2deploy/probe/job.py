@@ -6,6 +6,18 @@ import json
 from typing import Any
 
 FORMAT = 2
+# Of a TensorRT engine, with their defaults.
+BUILD_OPTIONS: dict[str, Any] = {
+    "precision": "fp32",  # fp16 and int8 are in the ONNX file; before 11 fp16 may be made of fp32
+    "folder": "~/.cache/prune2deploy/engines",  # where engines are kept
+    "workspace_mb": None,  # the most memory a layer may take; null: all there is
+    "batch": None,  # {"min", "opt", "max"} for a dynamic first dimension
+    "dla": None,  # core of the deep learning accelerator
+    "sparse": False,  # use 2:4 kernels where the weights have the pattern
+    "optimization_level": None,  # 0 to 5, from 8.6 on; null: the library's own
+    "capabilities": [],  # of TensorRT-RTX: ["SM86", ...]; none: portable
+    "min_share": 0.5,  # of convolutions and matrix products, to compute in the precision
+}
 # What may be asked, and the keys of each with their defaults.
 ASKS: dict[str, dict[str, Any]] = {
     "measure": {
@@ -16,6 +28,7 @@ ASKS: dict[str, dict[str, Any]] = {
         "pin": "auto",  # "auto", a list of one CPU per thread, or null: not pinned
         "spinning": True,  # worker threads wait for work in a busy loop
         "batch": None,  # replaces a dynamic first dimension; a static one must equal it
+        "engine": None,  # BUILD_OPTIONS for TensorRT; a model's own "engine" comes first
         "seed": 0,
         "min_time_s": 5.0,  # of timed runs, for each model
         "min_samples": 100,
@@ -43,6 +56,11 @@ ASKS: dict[str, dict[str, Any]] = {
         "warmup_max_s": 10.0,
         "warmup_tolerance": 0.02,
         "folder": None,  # the child's for its files; the probe makes and removes it
+    },
+    "build": {
+        "model": None,  # {"name", "path"}
+        "runtime": "tensorrt",
+        **BUILD_OPTIONS,
     },
     "facts": {},
     "files": {"paths": []},

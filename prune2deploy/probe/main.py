@@ -23,13 +23,17 @@ from .lock import only_one
 from .machine import machine
 from .measuring import MIN_CALLS, Progress, measure, median, timed, warm_up
 from .placing import place_threads
-from .runtimes import runtime_of
+from .runtimes import prepared, runtime_of
 from .state import state
+from .tensorrt_build import build
 from .watch import record, spare_cpus, watching
+
+DEVICE_RUNS = 100  # timed by the device itself, after the measurement
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
     """Measure all models of the job; return the answer's contents."""
+    job = {**job, "models": prepared(job)}
     progress = Progress(job)
     root = Path(job["sysroot"])
     unpinned = machine(root)
@@ -66,6 +70,10 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     end = state(root)
     for index, energy in enumerate(energies(runs, job, spare_cpus(unpinned["cpus_allowed"], cpus))):
         facts[index]["energy"] = energy
+    for fact, session in zip(facts, sessions):
+        # None: on a CPU there is no second clock.
+        device_times = getattr(session, "device_times_ns", None)
+        fact["device_ns"] = device_times(DEVICE_RUNS) if device_times else None
     return {
         "cpus": cpus,
         "versions": versions,
@@ -88,6 +96,7 @@ def measured(job: dict[str, Any]) -> dict[str, Any]:
 HANDLERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "measure": measured,
     "layers": layers,
+    "build": build,
     "facts": facts,
     "files": files,
 }
@@ -108,7 +117,7 @@ def answer_to(arguments: list[str]) -> dict[str, Any]:
         if arguments[:1] == ["--watch"]:
             return {"status": "ok", "watch": record(json.loads(sys.stdin.readline()))}
         job = read_job(sys.stdin.readline())
-        if arguments[:1] == ["--alone"]:
+        if arguments[:1] in (["--alone"], ["--child"]):
             die_with_parent()
         else:
             watch_caller()

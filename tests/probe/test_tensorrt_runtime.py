@@ -1,0 +1,164 @@
+"""TensorRT as a runtime of the probe, on stand-ins for each version and for the GPU."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from engine_models import write_model
+from fake_tensorrt import VERSIONS, FakeCuda, fake_tensorrt
+
+from prune2deploy.probe import tensorrt_build, tensorrt_runtime
+from prune2deploy.probe.job import ASKS, COMMON, Refusal
+from prune2deploy.probe.runtimes import RUNTIMES
+from prune2deploy.probe.tensorrt_build import engine_for
+from prune2deploy.probe.tensorrt_runtime import TensorRT, layer_times
+
+Install = Callable[..., Any]
+DEFAULTS = {**COMMON, **ASKS["measure"], "runtime": "tensorrt"}
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Install:
+    def put(version: str) -> tuple[Any, FakeCuda]:
+        trt, cuda = fake_tensorrt(version), FakeCuda()
+        monkeypatch.setitem(sys.modules, "tensorrt", trt)
+        for module in (tensorrt_build, tensorrt_runtime):
+            monkeypatch.setattr(module, "load_cuda", lambda: cuda)
+        return trt, cuda
+
+    return put
+
+
+def session(path: Path, precision: str = "fp32", **settings: Any) -> TensorRT:
+    options = {"folder": str(path.parent / "engines"), "precision": precision}
+    options.update(settings.pop("options", {}))
+    job = {**DEFAULTS, "engine": options, **settings}
+    return TensorRT({"name": "small", "path": str(path)}, job, None)
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+@pytest.mark.parametrize("held", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_it_computes_what_onnx_runtime_does(
+    version: str, held: str, batch: int | None, install: Install, tmp_path: Path
+) -> None:
+    _, cuda = install(version)
+    path = write_model(tmp_path / "m.onnx", held, 1 if batch is None else "N")
+    sizes = None if batch is None else {"min": 1, "opt": 2, "max": 4}
+    runtime = session(path, held, seed=5, batch=batch, options={"batch": sizes})
+    runtime.open()
+    runtime.run()
+    kind = "float16" if held == "fp16" else "float32"
+    shape = [batch or 1, 3, 16, 16]
+    assert runtime.inputs == [{"name": "x", "dtype": kind, "shape": shape}]
+    x = np.random.RandomState(5).standard_normal(shape).astype(kind)
+    expected = onnxruntime.InferenceSession(path).run(None, {"x": x})[0]
+    (fact,) = runtime.outputs()
+    assert (fact["name"], fact["dtype"], fact["shape"]) == ("y", kind, [batch or 1, 8, 1, 1])
+    assert fact["mean"] == pytest.approx(expected.astype(float).mean(), rel=1e-6)
+    runtime.close()
+    assert not cuda._memory
+    assert not cuda._streams
+
+
+def test_what_it_says_of_itself(install: Install, tmp_path: Path) -> None:
+    install("10.3.0.26")
+    runtime = session(write_model(tmp_path / "m.onnx", "fp16"), "fp16")
+    assert runtime.versions() == {"tensorrt": "10.3.0.26", "numpy": np.__version__}
+    runtime.open()
+    runtime.run()
+    found = runtime.check()
+    assert found["device"]["gpu"] == "Orin"
+    assert (found["precision"], found["precision_share"]) == ("fp16", 1.0)
+    assert (found["threads"], found["spinning"], found["runtime_cache"]) == (1, True, None)
+    assert found["engine"]["route"] == "typed"
+    assert runtime.device_times_ns(3) == [1, 1, 1]
+    assert layer_times(runtime, 2) == [
+        {"name": "conv", "samples_ns": [250_000, 250_000]},
+        {"name": "pool", "samples_ns": [125_000, 125_000]},
+    ]
+
+
+def test_the_way_of_waiting_is_set_and_checked(install: Install, tmp_path: Path) -> None:
+    _, cuda = install("10.3.0.26")
+    runtime = session(write_model(tmp_path / "m.onnx", "fp32"), spinning=False)
+    runtime.open()
+    assert runtime.check()["spinning"] is False
+    cuda.schedule(True)
+    with pytest.raises(Refusal, match="spinning: asked False, got True"):
+        runtime.check()
+
+
+def test_what_it_cannot_do_is_refused(install: Install, tmp_path: Path) -> None:
+    install("10.3.0.26")
+    path = write_model(tmp_path / "m.onnx", "fp32", "N")
+    sizes = {"batch": {"min": 1, "opt": 2, "max": 4}}
+    for settings, text in [
+        ({"threads": 2}, "2 threads were asked for"),
+        ({"engine": None}, 'needs "engine"'),
+        ({"options": {"speed": 11}}, "unknown options of an engine: speed"),
+        ({"options": sizes, "batch": 5}, "takes no input 'x' of shape"),
+        ({"options": sizes}, "Give a batch size"),
+    ]:
+        with pytest.raises(Refusal, match=text):
+            session(path, **settings).open()
+
+
+def test_an_engine_of_another_version_is_put_into_words(install: Install, tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.onnx", "fp32")
+    install("10.3.0.26")
+    options = {"folder": str(tmp_path / "engines")}
+    plan = engine_for({"name": "small", "path": str(path)}, "tensorrt", options)
+    install("10.16.1.11")
+    runtime = TensorRT({"name": "small", "path": str(path), "plan": plan}, DEFAULTS, None)
+    with pytest.raises(Refusal, match=r"built by TensorRT 10\.3\.0\.26 and this is 10\.16\.1\.11"):
+        runtime.open()
+    Path(plan["path"]).unlink()
+    with pytest.raises(Refusal, match="is gone"):
+        runtime.open()
+
+
+def test_a_run_that_fails_is_not_a_fast_run(install: Install, tmp_path: Path) -> None:
+    install("10.3.0.26")
+    runtime = session(write_model(tmp_path / "m.onnx", "fp32"))
+    runtime.open()
+    runtime.context._addresses.clear()
+    with pytest.raises(Refusal, match="did not run"):
+        runtime.run()
+    with pytest.raises(Refusal, match="did not run"):
+        runtime.device_times_ns(1)
+
+
+def test_a_type_that_numpy_lacks(install: Install, tmp_path: Path) -> None:
+    trt, _ = install("10.3.0.26")
+    runtime = session(write_model(tmp_path / "m.onnx", "fp16"), "fp16")
+    trt.DataType.HALF._name_ = "BF16"
+    with pytest.raises(Refusal, match="type BF16"):
+        runtime.open()
+
+
+def test_a_model_has_its_own_options_or_those_of_the_job(install: Install, tmp_path: Path) -> None:
+    install("10.3.0.26")
+    paths = {held: write_model(tmp_path / f"{held}.onnx", held) for held in ("fp32", "fp16")}
+    job = {**DEFAULTS, "engine": {"folder": str(tmp_path / "e"), "precision": "fp32"}}
+    model: dict[str, Any] = {"name": "half", "path": str(paths["fp16"])}
+    model["engine"] = {"folder": str(tmp_path / "e"), "precision": "fp16"}
+    half = TensorRT(model, job, None)
+    half.open()
+    assert half.check()["precision"] == "fp16"
+    single = TensorRT({"name": "single", "path": str(paths["fp32"])}, job, None)
+    single.open()
+    assert single.check()["precision"] == "fp32"
+
+
+def test_both_kinds_are_in_the_table() -> None:
+    assert {name: kind.NAME for name, kind in RUNTIMES.items() if hasattr(kind, "NAME")} == {
+        "tensorrt": "tensorrt",
+        "tensorrt_rtx": "tensorrt_rtx",
+    }
