@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,8 +16,13 @@ from prune2deploy.cli.values import (
     InputOption,
     ModelArgument,
     parse_args,
+    parse_cores,
     parse_shape,
 )
+from prune2deploy.errors import DeviceError
+
+if TYPE_CHECKING:
+    from prune2deploy.latency import ProfileOptions
 
 CheckpointOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Trained weights of the model.")
@@ -119,26 +124,69 @@ def profile(
         list[Path],
         typer.Argument(metavar="MODEL.onnx...", help="ONNX files; the first is the baseline."),
     ],
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
+    on: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DEVICE", help="A name of devices.yaml; may be repeated.  [default: local]"
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads of the runtime.  [default: the device's, or 1]"),
+    ] = None,
+    cores: Annotated[
+        str | None,
+        typer.Option(metavar="N,N", help="CPUs to run on, one per thread.  [default: chosen]"),
+    ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Images per run, where the file leaves it open.")
     ] = None,
     min_time_s: Annotated[
         float, typer.Option("--min-time", metavar="SECONDS", help="Timed runs, for each model.")
     ] = 5.0,
+    retries: Annotated[
+        int, typer.Option(min=0, help="How often to try again what was disturbed.")
+    ] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep results in DIR/latency, and measure only what is not there yet.",
+        ),
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Measure also what is there.")] = False,
     layers: Annotated[
         bool, typer.Option("--layers", help="Show instead how long each layer takes.")
     ] = False,
 ) -> None:
-    """Time ONNX models on this machine; two or more are compared in turns."""
-    with session():
-        from prune2deploy.latency import ProfileOptions, format_result
-        from prune2deploy.latency import profile as measure
+    """Time ONNX models on this machine or on devices; two or more are compared in turns.
 
-        options = ProfileOptions(threads=threads, batch=batch, min_time_s=min_time_s)
+    A device that fails does not stop the others; the exit code is then 1.
+    """
+    pin = parse_cores(cores)
+    names = on or ["local"]
+    with session() as work:
+        if output is not None:
+            work.kept = f"What was measured is kept in {output}."
+        from prune2deploy.latency import ProfileOptions, format_result, measure_on
+
+        options = ProfileOptions(threads=threads, pin=pin, batch=batch, min_time_s=min_time_s)
         if layers:
-            from prune2deploy.latency import format_layers, profile_layers
-
-            show(*format_layers(profile_layers(models, options=options)))
+            _show_layers(models, names, options)
             return
-        show(format_result(measure(models, options=options)))
+        found = measure_on(
+            names, models, options=options, retries=retries, output=output, again=again
+        )
+        for result in found.results:
+            show(format_result(result))
+            if result.device in found.kept:
+                show(f"{result.device}: measured before; --again measures anew")
+        if found.failures:
+            raise DeviceError("\n".join(failure.message for failure in found.failures))
+
+
+def _show_layers(models: list[Path], names: list[str], options: ProfileOptions) -> None:
+    from prune2deploy.latency import format_layers, profile_layers
+
+    for name in names:
+        show(*format_layers(profile_layers(models, device=name, options=options)))

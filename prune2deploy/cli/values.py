@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -64,3 +64,19 @@ def parse_args(pairs: Sequence[str] | None) -> dict[str, Any]:
                 str(err).replace("--set", "--arg"), param_hint="--arg"
             ) from err
     return args
+
+
+def parse_cores(text: str | None) -> Literal["device"] | tuple[int, ...]:
+    """Read '2,3', CPUs to run on; left out, the device decides.
+
+    Raises:
+        typer.BadParameter: it is not a list of CPU numbers.
+    """
+    if text is None:
+        return "device"
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise typer.BadParameter(
+            f"'{text}' should be numbers of CPUs, such as 2,3", param_hint="--cores"
+        )
+    return tuple(map(int, parts))

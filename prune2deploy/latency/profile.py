@@ -1,11 +1,12 @@
 """Time ONNX models on a device, side by side, and say how much faster one is than another.
 
-The samples come from probe.py, the intervals from statistics.py; this file joins the two.
+The samples come from the probe, the intervals from statistics.py; this file joins the two.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from prune2deploy.devices import (
 )
 from prune2deploy.errors import DeviceError
 from prune2deploy.latency import statistics
+from prune2deploy.latency.taint import taints
 
 if TYPE_CHECKING:
     Blocks = list[statistics.Floats]
@@ -80,7 +82,9 @@ class Latency:
     `load_ms`, `first_run_ms` and the memory come from a process that did nothing else, with the
     file in the page cache. `peak_memory_mb` (10^6 bytes) is that whole process with interpreter
     and runtime; `model_memory_mb` is what it grew by. None is what could not be read. A percentile
-    that the samples cannot support is None, and so is an interval; `missing` has the reasons.
+    that the samples cannot support is None, and so is an interval; `missing` has the reasons. The
+    energy is that of one call, of all that the device's meter covers; net without what it takes
+    when idle; None where there is no meter.
     """
 
     name: str
@@ -105,6 +109,8 @@ class Latency:
     warmup_settled: bool
     peak_memory_mb: float | None
     model_memory_mb: float | None
+    energy_mj: float | None
+    net_energy_mj: float | None
     file_size_mb: float
     sha256: str
 
@@ -123,22 +129,28 @@ class Speedup:
 
 @dataclass(frozen=True)
 class ProfileResult:
-    """What was measured on one device; `answer` is all that the probe said, with every sample."""
+    """What was measured on one device; `answer` is all that the probe said, with every sample.
+
+    tainted: what disturbed the measurement, in words; empty if nothing is known to have.
+    """
 
     device: str
     options: ProfileOptions
     latencies: tuple[Latency, ...]
     speedups: tuple[Speedup, ...]
+    tainted: tuple[str, ...]
     answer: Answer = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures and their conditions for JSON, without the single samples."""
-        setup = {key: self.answer[key] for key in ("cpus", "versions", "machine", "state")}
+        known = ("cpus", "versions", "machine", "state", "watch")
+        setup = {key: self.answer.get(key) for key in known}
         return {
             "device": self.device,
             "options": asdict(self.options),
             "latencies": [{**asdict(one), "path": str(one.path)} for one in self.latencies],
             "speedups": [asdict(one) for one in self.speedups],
+            "tainted": list(self.tainted),
             "setup": {**setup, "sessions": [model["setup"] for model in self.answer["models"]]},
         }
 
@@ -149,6 +161,7 @@ def profile(
     device: str = "local",
     options: ProfileOptions | None = None,
     devices: Devices | None = None,
+    stop: threading.Event | None = None,
 ) -> ProfileResult:
     """Measure ONNX files interleaved on a device; the first is the baseline of the speed-ups.
 
@@ -157,6 +170,7 @@ def profile(
             where two have the same.
         device: "local", or a name of devices.yaml.
         devices: the known ones; None: as devices.yaml has them.
+        stop: set by another thread, it ends the measurement.
 
     Raises:
         DeviceError: a file cannot be loaded there, the setting is not to be had, or the
@@ -168,7 +182,7 @@ def profile(
     with open_device(device, known) as opened:
         options = options_on(opened.settings, options)
         place = {name: opened.place(path) for name, path in paths.items()}
-        answer = _measured(opened, _job(place, opened.settings, options), options)
+        answer = _measured(opened, _job(place, opened.settings, options), options, stop)
     return result_from_answer(device, paths, options, answer)
 
 
@@ -195,12 +209,16 @@ def options_on(settings: CommonSettings, options: ProfileOptions) -> ProfileOpti
     return replace(options, threads=threads, pin=pin, spinning=spinning)
 
 
-def _measured(device: Device, job: dict[str, Any], options: ProfileOptions) -> Answer:
+def _measured(
+    device: Device, job: dict[str, Any], options: ProfileOptions, stop: threading.Event | None
+) -> Answer:
     with progress.task(f"Measuring on {device.name}", 1.0) as shown:
         told = 0.0
 
         def report(line: Mapping[str, Any]) -> None:
             nonlocal told
+            if stop is not None and stop.is_set():
+                raise DeviceError(f"Device '{device.name}': the measurement was stopped.")
             info = " ".join(str(line[key]) for key in ("stage", "model") if line[key])
             shown.advance(line["done"] - told, info)
             told = line["done"]
@@ -225,7 +243,12 @@ def _job(
     asked = asdict(options)
     del asked["time_limit_s"]  # the device's business
     models = [{"name": name, "path": path} for name, path in places.items()]
-    return {"models": models, "runtime": settings.runtime, **asked}
+    return {
+        "models": models,
+        "runtime": settings.runtime,
+        "power_mode": settings.power_mode,
+        **asked,
+    }
 
 
 def result_from_answer(
@@ -233,6 +256,7 @@ def result_from_answer(
 ) -> ProfileResult:
     """Turn the probe's samples into figures. paths: in the order of the job's models."""
     blocks = [_samples_ms(answer["turns"], index) for index in range(len(paths))]
+    typical = [block_medians(answer["turns"], index) for index in range(len(paths))]
     latencies = tuple(
         _latency(path, facts, of_model)
         for path, facts, of_model in zip(paths.values(), answer["models"], blocks, strict=True)
@@ -249,7 +273,8 @@ def result_from_answer(
         device=device,
         options=options,
         latencies=latencies,
-        speedups=tuple(_speedups(list(paths), answer["turns"], options.seed)),
+        speedups=tuple(_speedups(list(paths), typical, options.seed)),
+        tainted=taints(answer, typical),
         answer=answer,
     )
 
@@ -301,14 +326,20 @@ def _latency(path: Path, facts: Mapping[str, Any], blocks: Blocks) -> Latency:
         warmup_settled=facts["warmup"]["settled"],
         peak_memory_mb=peak_kb * 1024 / 1e6 if read else None,
         model_memory_mb=(peak_kb - base_kb) * 1024 / 1e6 if read else None,
+        energy_mj=_millijoules(facts, "joules_per_run"),
+        net_energy_mj=_millijoules(facts, "net_joules_per_run"),
         file_size_mb=facts["size_bytes"] / 1e6,
         sha256=facts["sha256"],
         **figures,
     )
 
 
-def _speedups(names: list[str], turns: Sequence[Mapping[str, Any]], seed: int) -> list[Speedup]:
-    typical = [block_medians(turns, index) for index in range(len(names))]
+def _millijoules(facts: Mapping[str, Any], name: str) -> float | None:
+    energy = facts.get("energy")
+    return None if energy is None or energy[name] is None else float(energy[name]) * 1000
+
+
+def _speedups(names: list[str], typical: Sequence[statistics.Floats], seed: int) -> list[Speedup]:
     speedups = []
     for other in range(1, len(names)):
         ratio = statistics.paired_ratio(typical[0], typical[other], seed=seed)

@@ -10,7 +10,7 @@ from torch import nn
 
 from prune2deploy.channels import trace
 from prune2deploy.export import export_model_file, onnx_metadata
-from prune2deploy.latency import ProfileOptions, ProfileResult, profile
+from prune2deploy.latency import Campaign, ProfileOptions, measure_on
 from prune2deploy.pipeline.inputs import EVALUATION_BATCH, Inputs
 from prune2deploy.recipe import OnnxSection, ProfileSection
 from prune2deploy.report import NetworkFigures, ParityFigures
@@ -69,8 +69,11 @@ def _batch_norms_in(path: Path) -> int:
 
 
 def profile_networks(
-    models: Mapping[str, Path], section: ProfileSection, seed: int
-) -> list[ProfileResult]:
-    """Time the networks side by side on each device of the recipe; the first is the baseline."""
+    models: Mapping[str, Path], section: ProfileSection, seed: int, folder: Path
+) -> Campaign:
+    """Time the networks side by side on each device of the recipe; the first is the baseline.
+
+    folder: of the run, where results are kept.
+    """
     options = ProfileOptions(threads=section.threads, min_time_s=section.min_time_s, seed=seed)
-    return [profile(models, device=device, options=options) for device in section.on]
+    return measure_on(section.on, models, options=options, retries=section.retries, output=folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import platform
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 
 from prune2deploy import __version__
 from prune2deploy.doctor.machine import examine_machine
-from prune2deploy.latency import ProfileResult
+from prune2deploy.latency import Campaign
 from prune2deploy.pipeline import folder as files
 from prune2deploy.pipeline.folder import sha256_of
 from prune2deploy.pipeline.gates import check_gates
@@ -23,6 +22,7 @@ from prune2deploy.pipeline.pruning import Pruned
 from prune2deploy.pipeline.weights import layer_weights
 from prune2deploy.recipe import Recipe
 from prune2deploy.report import (
+    DeviceFailure,
     FileRecord,
     FrozenChannels,
     GroupChoice,
@@ -41,13 +41,13 @@ def gather_metrics(
     pruned: Pruned,
     before: NetworkFigures,
     after: NetworkFigures,
-    measured: Sequence[ProfileResult],
+    measured: Campaign,
     stages: list[Stage],
     seconds: dict[str, float],
     folder: Path,
 ) -> Metrics:
     """Put together metrics.json, check the gates, and hash the files of the folder."""
-    latency: list[dict[str, Any]] = json.loads(json.dumps([r.to_dict() for r in measured]))
+    latency: list[dict[str, Any]] = json.loads(json.dumps([r.to_dict() for r in measured.results]))
     metric = inputs.task.metric
     gates = check_gates(
         recipe.gates,
@@ -55,6 +55,8 @@ def gather_metrics(
         metric_after=after.metrics[metric],
         higher_is_better=inputs.task.higher_is_better,
         latency=latency,
+        missing=[failure.device for failure in measured.failures],
+        allow_tainted=recipe.profile.allow_tainted,
         onnx_bytes=after.onnx_bytes,
     )
     checkpoint = recipe.model.checkpoint
@@ -78,11 +80,16 @@ def gather_metrics(
         after=after,
         pruning=_pruning(recipe, pruned, before, after),
         latency=latency,
+        latency_failures=[
+            DeviceFailure(device=one.device, message=one.message) for one in measured.failures
+        ],
         gates=gates,
         seconds=seconds,
         files={
-            path.name: FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size)
-            for path in sorted(folder.iterdir())
+            str(path.relative_to(folder)): FileRecord(
+                sha256=sha256_of(path), bytes=path.stat().st_size
+            )
+            for path in sorted(folder.rglob("*"))
             # Files that grow or are written after this are not in the list.
             if path.is_file() and path.name not in (files.LOG, files.METRICS, files.SUMMARY)
         },

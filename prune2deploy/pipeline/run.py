@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -16,7 +15,8 @@ from torch import nn
 
 from prune2deploy import __version__
 from prune2deploy.channels import save_pruned, save_weights
-from prune2deploy.latency import ProfileResult
+from prune2deploy.devices import load_devices
+from prune2deploy.latency import Campaign, check_names
 from prune2deploy.methods import METHODS
 from prune2deploy.methods.common.weights import MaskKeeper
 from prune2deploy.pipeline import folder as files
@@ -27,7 +27,14 @@ from prune2deploy.pipeline.pruning import Pruned, prune
 from prune2deploy.pipeline.record import gather_metrics
 from prune2deploy.pipeline.weights import prune_weights
 from prune2deploy.recipe import Recipe, TrainSection, dump_recipe
-from prune2deploy.report import GateResult, Metrics, NetworkFigures, Stage, summary_markdown
+from prune2deploy.report import (
+    DeviceFailure,
+    GateResult,
+    Metrics,
+    NetworkFigures,
+    Stage,
+    summary_markdown,
+)
 from prune2deploy.train import Hooks, evaluate, fit
 
 log = logging.getLogger(__name__)
@@ -44,6 +51,11 @@ class RunResult:
     def gates(self) -> list[GateResult]:
         """Every gate of the recipe with its verdict."""
         return self.metrics.gates
+
+    @property
+    def failures(self) -> list[DeviceFailure]:
+        """Devices that could not be measured on."""
+        return self.metrics.latency_failures
 
     @property
     def gates_held(self) -> bool:
@@ -98,6 +110,7 @@ def run_recipe(recipe: Recipe, output: Path | None = None) -> RunResult:
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     started = time.perf_counter()
+    check_names(recipe.profile.on, load_devices())
     # Opened first: a recipe that does not fit its files leaves no folder behind.
     inputs = open_inputs(recipe)
     folder = RunFolder.create(output, recipe.name)
@@ -187,9 +200,9 @@ def _export(run: _Run, name: str, model: nn.Module, stage: Stage) -> NetworkFigu
     return export_network(model, path, run.inputs, run.recipe.export.onnx, stage.metrics)
 
 
-def _profile(run: _Run) -> list[ProfileResult]:
+def _profile(run: _Run) -> Campaign:
     models = {name: run.folder.file(file) for name, file in files.ONNX.items()}
-    results = profile_networks(models, run.recipe.profile, run.recipe.seed)
-    samples = {result.device: result.answer for result in results}
-    run.folder.write(files.LATENCY, json.dumps(samples))
-    return results
+    found = profile_networks(models, run.recipe.profile, run.recipe.seed, run.folder.path)
+    for failure in found.failures:
+        log.error("Not measured: %s", failure.message)
+    return found

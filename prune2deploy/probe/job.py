@@ -37,6 +37,7 @@ ASKS: dict[str, dict[str, Any]] = {
         "settle_s": 0.002,  # untimed runs at the start of a turn: one at least, and this long
         "warmup_min_s": 0.5,
         "warmup_max_s": 10.0,
+        "power_mode": None,  # name of the one that a Jetson must be in
         "energy_s": 3.0,  # that each model runs alone while its power is read; 0: not at all
         "warmup_tolerance": 0.02,  # relative spread of the last three windows' medians
     },

@@ -16,6 +16,7 @@ from typing import Any, Callable
 from .alone import alone, run_alone
 from .energy import energies
 from .facts import facts, files, versions_here
+from .jetson import power_mode
 from .job import FORMAT, Refusal, read_job
 from .layers import layers, run_layers
 from .lifeline import die_with_parent, watch_caller
@@ -37,6 +38,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     progress = Progress(job)
     root = Path(job["sysroot"])
     unpinned = machine(root)
+    check_power_mode(job["power_mode"], root)
     count = len(job["models"])
     facts = []
     for index, model in enumerate(job["models"]):
@@ -84,6 +86,20 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         "models": facts,
         "turns": turns,
     }
+
+
+def check_power_mode(wanted: str | None, root: Path) -> None:
+    """Refuse to measure in another power mode than the one that was asked for."""
+    if wanted is None:
+        return
+    found = power_mode(root)
+    if found is None or found["name"] != wanted:
+        name = "unknown" if found is None else found["name"]
+        raise Refusal(
+            "not_as_asked",
+            f"the power mode is {name}, and devices.yaml asks for {wanted}. Look up its number "
+            "with 'nvpmodel -p --verbose', and set it with 'sudo nvpmodel -m NUMBER'",
+        )
 
 
 def measured(job: dict[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,6 @@ from prune2deploy.yaml_text import Key
 
 Positive = Annotated[int, Field(ge=1)]
 
-_DEVICES = ("local",)
-
 
 class ModelSection(Section):
     """Where the trained network comes from."""
@@ -177,26 +175,29 @@ class ExportSection(Section):
 class ProfileSection(Section):
     """Where and how the latency is measured."""
 
-    on: tuple[str, ...] = Field(
-        default=_DEVICES,
+    on: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=("local",),
         min_length=1,
-        description="Devices to measure on; 'local' is this machine.",
+        description="Devices to measure on: names of devices.yaml; 'local' is this machine.",
     )
-    threads: int = Field(default=1, ge=1, description="Threads of the runtime.")
+    threads: int | None = Field(
+        default=None, ge=1, description="Threads of the runtime; left out: the device's, or 1."
+    )
     min_time_s: float = Field(
         default=5.0, gt=0, description="Seconds of timed runs per model, at the least."
     )
     batch: int = Field(default=1, ge=1, description="Images per run; the ONNX file's batch.")
+    retries: int = Field(
+        default=1, ge=0, description="How often a disturbed measurement is done again."
+    )
+    allow_tainted: bool = Field(
+        default=False,
+        description="Whether gates on latency may hold although the measurement was disturbed.",
+    )
 
     @field_validator("on")
     @classmethod
-    def _devices_exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [name for name in names if name not in _DEVICES]
-        if unknown:
-            raise ValueError(
-                f"no device is named '{unknown[0]}': only 'local', this machine, exists in this "
-                "version"
-            )
+    def _no_device_twice(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(names)) != len(names):
             raise ValueError(f"names a device twice: {', '.join(names)}")
         return names

@@ -3,6 +3,7 @@
 from prune2deploy.report.check import CheckReport, check_table
 from prune2deploy.report.groups import groups_table
 from prune2deploy.report.metrics import (
+    DeviceFailure,
     FileRecord,
     FrozenChannels,
     GateResult,
@@ -20,6 +21,7 @@ from prune2deploy.report.tables import results_table
 
 __all__ = [
     "CheckReport",
+    "DeviceFailure",
     "FileRecord",
     "FrozenChannels",
     "GateResult",

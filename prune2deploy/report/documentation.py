@@ -18,6 +18,7 @@ RECORDS: tuple[type[BaseModel], ...] = (
     metrics.LayerWeights,
     metrics.FrozenChannels,
     metrics.GateResult,
+    metrics.DeviceFailure,
     metrics.FileRecord,
 )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class _Record(BaseModel):
@@ -106,8 +106,21 @@ class GateResult(_Record):
 
     name: str = Field(description="Key of the gate in the recipe.")
     held: bool = Field(description="Whether the result is within the limit.")
-    found: float = Field(description="The figure that was compared.")
+    found: float | None = Field(
+        description="The figure that was compared; null: there is none, and the gate failed."
+    )
     limit: float = Field(description="The limit in the recipe.")
+    note: str | None = Field(
+        default=None,
+        description="Why the figure counts for nothing: a disturbed measurement, a missing device.",
+    )
+
+
+class DeviceFailure(_Record):
+    """A device that could not be measured on."""
+
+    device: str = Field(description="Its name.")
+    message: str = Field(description="Why, and what to do.")
 
 
 class FileRecord(_Record):
@@ -138,7 +151,11 @@ class Metrics(_Record):
     pruning: Pruning = Field(description="What was cut.")
     latency: list[dict[str, Any]] = Field(
         description="Per device: conditions, latencies with 95 % intervals in ms, paired "
-        "speed-ups with 95 % intervals. Every sample is in latency.json."
+        "speed-ups with 95 % intervals, and what disturbed it (tainted). Every sample is in the "
+        "folder latency."
+    )
+    latency_failures: list[DeviceFailure] = Field(
+        default=[], description="Devices that could not be measured on."
     )
     gates: list[GateResult] = Field(description="Gates, in the order of the recipe.")
     seconds: dict[str, float] = Field(description="Wall time of each stage.")

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from prune2deploy.report.metrics import Metrics
+from prune2deploy.report.metrics import GateResult, Metrics
 from prune2deploy.report.numbers import count_text, milliseconds, percent_change, size_text
 
 Row = tuple[str, str, str, str]
@@ -59,7 +59,8 @@ def _latency_rows(measured: dict[str, Any]) -> list[Row]:
     old, new = measured["latencies"][:2]
     faster = measured["speedups"][0]
     device = measured["device"]
-    speed = f"{faster['ratio']:.2f}× faster [{faster['low']:.2f}, {faster['high']:.2f}]"
+    mark = " (tainted)" if measured.get("tainted") else ""
+    speed = f"{faster['ratio']:.2f}× faster [{faster['low']:.2f}, {faster['high']:.2f}]{mark}"
     rows = [
         (
             f"latency on {device}, median",
@@ -89,14 +90,29 @@ def results_table(metrics: Metrics) -> Stack:
     for row in comparison_rows(metrics):
         table.add_row(*map(escape, row))
     parts: list[Any] = [table, Text(conditions(metrics), style="dim")]
+    parts += [Text(f"TAINTED on {d}: {why}", style="bold yellow") for d, why in taints(metrics)]
+    for failure in metrics.latency_failures:
+        parts.append(Text(f"NOT MEASURED: {failure.message}", style="bold red"))
     for note in metrics.pruning.notes:
         parts.append(Text(f"note: {note}"))
     for gate in metrics.gates:
         verdict = "held" if gate.held else "FAILED"
         style = "green" if gate.held else "bold red"
-        line = f"gate {gate.name}: {verdict} (found {gate.found:.4g}, limit {gate.limit:.4g})"
+        line = f"gate {gate.name}: {verdict} ({gate_figures(gate)})"
         parts.append(Text(line, style=style))
     return Stack(*parts)
+
+
+def gate_figures(gate: GateResult) -> str:
+    """What was found and what the limit is, in words."""
+    found = "nothing" if gate.found is None else f"{gate.found:.4g}"
+    note = "" if gate.note is None else f"; {gate.note}"
+    return f"found {found}, limit {gate.limit:.4g}{note}"
+
+
+def taints(metrics: Metrics) -> list[tuple[str, str]]:
+    """Device and reason of everything that disturbed a measurement."""
+    return [(one["device"], why) for one in metrics.latency for why in one.get("tainted", ())]
 
 
 def conditions(metrics: Metrics) -> str:

@@ -62,7 +62,7 @@ def test_a_recipe_cannot_be_changed(good: str) -> None:
         ("data.source=imagefolders", "Did you mean 'imagefolder'?"),
         ("task=detection", "Expected classification, path/to/file.py:NAME"),
         ("prune.method=chipp", "no pruning method is named 'chipp'. Did you mean 'chip'?"),
-        ("profile.on=[pi5]", "no device is named 'pi5': only 'local', this machine, exists"),
+        ("profile.on=[pi5, pi5]", "names a device twice: pi5, pi5"),
         ("profile.on=[local, local]", "names a device twice"),
         ("profile.on=[]", "at least 1 item"),
         ("name=a/b", "folder's name"),
