@@ -47,20 +47,14 @@ def run(
 
         from prune2deploy.errors import DeviceError
         from prune2deploy.pipeline import run_recipe
-        from prune2deploy.pipeline.folder import ONNX
         from prune2deploy.report import results_table
 
         where = output or f"runs/{loaded.name}, or the highest-numbered folder of that name"
         work.kept = f"What was finished is kept in {where}."
         result = run_recipe(loaded, output)
         show(results_table(result.metrics), f"Everything is in {result.folder}")
-        if result.failures:
-            on = " ".join(f"--on {failure.device}" for failure in result.failures)
-            models = " ".join(str(result.folder / file) for file in ONNX.values())
-            raise DeviceError(
-                "Not every device could be measured on; all else is done. What is missing: "
-                f"prune2deploy profile {models} {on} --output {result.folder}"
-            )
+        if result.unmeasured is not None:
+            raise DeviceError(result.unmeasured)
     if not result.gates_held:
         raise typer.Exit(GATE_FAILED)
 

@@ -28,7 +28,6 @@ from prune2deploy.pipeline.record import gather_metrics
 from prune2deploy.pipeline.weights import prune_weights
 from prune2deploy.recipe import Recipe, TrainSection, dump_recipe
 from prune2deploy.report import (
-    DeviceFailure,
     GateResult,
     Metrics,
     NetworkFigures,
@@ -53,9 +52,18 @@ class RunResult:
         return self.metrics.gates
 
     @property
-    def failures(self) -> list[DeviceFailure]:
-        """Devices that could not be measured on."""
-        return self.metrics.latency_failures
+    def unmeasured(self) -> str | None:
+        """On which devices nothing was measured, and the command that does; None if on all."""
+        failures = self.metrics.latency_failures
+        if not failures:
+            return None
+        told = "\n".join(failure.message for failure in failures)
+        on = " ".join(f"--on {failure.device}" for failure in failures)
+        models = " ".join(str(self.folder / file) for file in files.ONNX.values())
+        return (
+            f"{told}\nAll else is done. What is missing: prune2deploy profile {models} {on} "
+            f"--output {self.folder}"
+        )
 
     @property
     def gates_held(self) -> bool:

@@ -38,7 +38,9 @@ class Recorder:
 
 
 def finished(*, held: bool) -> SimpleNamespace:
-    return SimpleNamespace(folder=Path("/runs/x"), metrics="the figures", gates_held=held)
+    return SimpleNamespace(
+        folder=Path("/runs/x"), metrics="the figures", gates_held=held, unmeasured=None
+    )
 
 
 @pytest.mark.parametrize(("held", "code"), [(True, 0), (False, 3)])

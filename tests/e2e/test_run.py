@@ -108,7 +108,7 @@ def test_the_speedup_has_an_interval_and_all_samples_are_kept(result):
     (faster,) = measured["speedups"]
     assert faster["low"] <= faster["ratio"] <= faster["high"]
     samples = json.loads((result.folder / "latency/local.json").read_text())
-    turns = samples["local"]["turns"]
+    turns = samples["answer"]["turns"]
     assert sum(len(t["samples_ns"]) for t in turns) == sum(
         one["samples"] for one in measured["latencies"]
     )
