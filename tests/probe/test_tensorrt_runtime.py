@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -11,29 +9,16 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from building import Install
 from engine_models import write_model
-from fake_tensorrt import VERSIONS, FakeCuda, fake_tensorrt
+from tensorrt_names import VERSIONS
 
-from prune2deploy.probe import tensorrt_build, tensorrt_runtime
 from prune2deploy.probe.job import ASKS, COMMON, Refusal
 from prune2deploy.probe.runtimes import RUNTIMES
 from prune2deploy.probe.tensorrt_build import engine_for
 from prune2deploy.probe.tensorrt_runtime import TensorRT, TensorRTRTX, layer_times
 
-Install = Callable[..., Any]
 DEFAULTS = {**COMMON, **ASKS["measure"], "runtime": "tensorrt"}
-
-
-@pytest.fixture
-def install(monkeypatch: pytest.MonkeyPatch) -> Install:
-    def put(version: str) -> tuple[Any, FakeCuda]:
-        trt, cuda = fake_tensorrt(version), FakeCuda()
-        monkeypatch.setitem(sys.modules, "tensorrt", trt)
-        for module in (tensorrt_build, tensorrt_runtime):
-            monkeypatch.setattr(module, "load_cuda", lambda: cuda)
-        return trt, cuda
-
-    return put
 
 
 def session(path: Path, precision: str = "fp32", **settings: Any) -> TensorRT:
