@@ -48,7 +48,7 @@ def load_cuda() -> Cuda:
     Raises:
         Refusal: "no_gpu", with what was found instead.
     """
-    reasons: list[str] = []
+    reasons: dict[str, str] = {}
     for path in candidates():
         try:
             library = ctypes.CDLL(path)
@@ -58,8 +58,8 @@ def load_cuda() -> Cuda:
         reason = cuda.why_no_gpu()
         if reason is None:
             return cuda
-        reasons.append(f"{path}: {reason}")
-    what = "; ".join(dict.fromkeys(reasons))
+        reasons.setdefault(reason, path)  # often all say the same
+    what = "; ".join(f"{path}: {reason}" for reason, path in reasons.items())
     if not what:
         what = f"none of {', '.join(SONAMES)} can be loaded"
     raise Refusal(

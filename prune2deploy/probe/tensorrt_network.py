@@ -60,14 +60,7 @@ def built(
     if options["workspace_mb"] is not None:
         size = int(options["workspace_mb"]) << 20
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, size)
-    flags = precision_flags(trt, route, options["precision"], half_tensors)
-    if options["sparse"]:
-        flags.append(trt.BuilderFlag.SPARSE_WEIGHTS)
-    if options["dla"] is not None:
-        _use_dla(trt, builder, config, options["dla"])
-        flags.append(trt.BuilderFlag.GPU_FALLBACK)
-    for flag in flags:
-        config.set_flag(flag)
+    flags = _flags(trt, builder, config, options, route, half_tensors)
     if options["optimization_level"] is not None:
         config.builder_optimization_level = options["optimization_level"]
     if options["capabilities"]:
@@ -90,6 +83,21 @@ def built(
         "warnings": logger.messages[-20:],
     }
     return Plan(bytes(plan), facts, shapes)
+
+
+def _flags(
+    trt: Any, builder: Any, config: Any, options: dict[str, Any], route: str, half_tensors: bool
+) -> list[Any]:
+    """Set what the precision and the options need, and return these flags."""
+    flags = precision_flags(trt, route, options["precision"], half_tensors)
+    if options["sparse"]:
+        flags.append(trt.BuilderFlag.SPARSE_WEIGHTS)
+    if options["dla"] is not None:
+        _use_dla(trt, builder, config, options["dla"])
+        flags.append(trt.BuilderFlag.GPU_FALLBACK)
+    for flag in flags:
+        config.set_flag(flag)
+    return flags
 
 
 def _builder(trt: Any, logger: Any) -> Any:

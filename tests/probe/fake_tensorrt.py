@@ -1,9 +1,9 @@
 """Stand-ins for the TensorRT module of each version, that have exactly the names it has.
 
-A name that is not in `SINCE` for a version raises AttributeError, when read and when set. Beyond
-names the stand-ins hold what the versions are known to refuse: typed networks with precision
-flags, fp16 tensors and quantizing operators without the flag for them, a missing explicit batch.
-An engine is its ONNX file with a note; running it is ONNX Runtime.
+A name that is not in `tensorrt_names.SINCE` for a version raises AttributeError, when read and when
+set. Beyond names the stand-ins hold what the versions are known to refuse: typed networks with
+precision flags, fp16 tensors and quantizing operators without the flag for them, a missing explicit
+batch. An engine is its ONNX file with a note; running it is ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -18,89 +18,16 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from inspector_texts import inspector_text
+from tensorrt_names import SINCE, has
 
-from prune2deploy.probe.job import Refusal
 from prune2deploy.probe.onnx_types import held_precision
-
-VERSIONS = ("8.5.3.1", "8.6.1.6", "10.3.0.26", "10.16.1.11", "11.1.0.2")
-
-_ALL = ((8, 5), None)
-_TILL_10 = ((8, 5), (11,))
-_TILL_8 = ((8, 5), (10,))
-# From which version on and up to which (not included) each name is there. Names that the probe
-# must not use are here as well, for the test that the stand-ins bite.
-SINCE: dict[str, tuple[tuple[int, ...], tuple[int, ...] | None]] = {
-    "NetworkDefinitionCreationFlag.EXPLICIT_BATCH": _TILL_10,
-    "NetworkDefinitionCreationFlag.STRONGLY_TYPED": ((10,), None),
-    "BuilderFlag.FP16": _TILL_10,
-    "BuilderFlag.INT8": _TILL_10,
-    "BuilderFlag.TF32": _ALL,
-    "BuilderFlag.SPARSE_WEIGHTS": _ALL,
-    "BuilderFlag.GPU_FALLBACK": _ALL,
-    "BuilderFlag.ERROR_ON_TIMING_CACHE_MISS": ((10,), None),
-    "Builder.create_network": _ALL,
-    "Builder.create_builder_config": _ALL,
-    "Builder.create_optimization_profile": _ALL,
-    "Builder.build_serialized_network": _ALL,
-    "Builder.num_DLA_cores": _ALL,
-    "Builder.build_engine": _TILL_8,
-    "Builder.platform_has_fast_fp16": _TILL_10,
-    "Config.profiling_verbosity": _ALL,
-    "Config.set_memory_pool_limit": _ALL,
-    "Config.set_flag": _ALL,
-    "Config.get_flag": _ALL,
-    "Config.builder_optimization_level": ((8, 6), None),
-    "Config.default_device_type": _ALL,
-    "Config.DLA_core": _ALL,
-    "Config.add_optimization_profile": _ALL,
-    "Config.create_timing_cache": _ALL,
-    "Config.set_timing_cache": _ALL,
-    "Config.get_timing_cache": _ALL,
-    "Config.max_workspace_size": _TILL_8,
-    "Config.int8_calibrator": _TILL_10,
-    "Profile.set_shape": _ALL,
-    "Cache.serialize": _ALL,
-    "Network.num_inputs": _ALL,
-    "Network.get_input": _ALL,
-    "Tensor.name": _ALL,
-    "Tensor.shape": _ALL,
-    "Tensor.dynamic_range": _TILL_10,
-    "OnnxParser.parse_from_file": _ALL,
-    "OnnxParser.num_errors": _ALL,
-    "OnnxParser.get_error": _ALL,
-    "OnnxParser.supports_model": _TILL_10,
-    "ParserError.desc": _ALL,
-    "Runtime.deserialize_cuda_engine": _ALL,
-    "Engine.num_io_tensors": _ALL,
-    "Engine.get_tensor_name": _ALL,
-    "Engine.get_tensor_mode": _ALL,
-    "Engine.get_tensor_shape": _ALL,
-    "Engine.get_tensor_dtype": _ALL,
-    "Engine.create_execution_context": _ALL,
-    "Engine.create_engine_inspector": _ALL,
-    "Engine.num_bindings": _TILL_8,
-    "Engine.device_memory_size": _TILL_10,
-    "Engine.device_memory_size_v2": ((10, 1), None),
-    "Context.set_input_shape": _ALL,
-    "Context.get_tensor_shape": _ALL,
-    "Context.set_tensor_address": _ALL,
-    "Context.execute_async_v3": _ALL,
-    "Context.profiler": _ALL,
-    "Context.execute_async_v2": _TILL_8,
-    "Inspector.execution_context": _ALL,
-    "Inspector.get_engine_information": _ALL,
-}
 
 
 class Member(enum.IntEnum):
     """Printed like those of the library: "BuilderFlag.FP16"."""
 
     __str__ = enum.Enum.__str__
-
-
-def has(version: tuple[int, ...], name: str) -> bool:
-    first, end = SINCE.get(name, ((99,), None))
-    return version >= first and (end is None or version < end)
 
 
 class Strict:
@@ -401,41 +328,6 @@ class Inspector(Strict):
         )
 
 
-def inspector_text(
-    version: tuple[int, ...], precision: str, detailed: bool = True, dynamic: bool = False
-) -> str:
-    """What the inspector of a version says about a convolution of this precision and a pool."""
-    if not detailed:
-        return json.dumps({"Layers": ["conv + act", "pool"], "Bindings": ["x", "y"]})
-    word = {"fp32": "Float", "fp16": "Half", "int8": "Int8"}[precision]
-    sentence = {
-        "fp32": "Row major linear FP32",
-        "fp16": "Channel major FP16 format where channel % 8 == 0",
-        "int8": "Four wide channel vectorized row major Int8 format",
-    }[precision]
-
-    def tensor(name: str) -> dict[str, Any]:
-        start = {"Name": name, "Location": "Device", "Dimensions": [1, 8, 16, 16]}
-        if version >= (11,):
-            return {**start, "Format": "Row major linear", "Datatype": word}
-        if dynamic:
-            return {**start, "Format/Datatype": "N/A due to dynamic shapes"}
-        return {**start, "Format/Datatype": sentence if version < (10,) else word}
-
-    def layer(name: str, kind: str, **more: Any) -> dict[str, Any]:
-        tensors = {"Inputs": [tensor("a")], "Outputs": [tensor("b")]}
-        return {"Name": name, "LayerType": kind, **tensors, **more}
-
-    layers = [
-        layer("Reformatting CopyNode for Input Tensor 0 to conv + act", "Reformat"),
-        layer("conv + act", "CaskConvolution", ParameterType="Convolution", HasSparseWeights=0),
-        layer("pool", "CaskPooling" if version >= (10,) else "TiledPooling"),
-    ]
-    if version >= (11,):
-        return json.dumps({"Layers": layers, "I/O Tensors": [{"Name": "x"}, {"Name": "y"}]})
-    return json.dumps({"Layers": layers, "Bindings": ["x", "y"]})
-
-
 def fake_tensorrt(version: str) -> Any:
     """Return a module `tensorrt` of this version. `done` tells what was asked of it last."""
     trt: Any = types.ModuleType("tensorrt")
@@ -475,70 +367,3 @@ def fake_tensorrt(version: str) -> Any:
     trt.OnnxParser = lambda network, logger: OnnxParser(trt, network, logger)
     trt.Runtime = lambda logger: Runtime(trt, logger)
     return trt
-
-
-class FakeCuda:
-    """A GPU whose memory is this process's own."""
-
-    def __init__(self, **facts: Any) -> None:
-        known = {"gpu": "Orin", "compute_capability": "8.7", "sm_count": 16, "driver": "12.6"}
-        self._facts = {**known, **facts}
-        self._memory: dict[int, Any] = {}
-        self._spinning = False
-        self._streams: set[int] = set()
-        self._synced = True
-        self._recorded: dict[int, int] = {}
-
-    def device(self) -> dict[str, Any]:
-        return dict(self._facts)
-
-    def schedule(self, spinning: bool) -> None:
-        self._spinning = spinning
-
-    def spinning(self) -> bool:
-        return self._spinning
-
-    def malloc(self, size: int) -> int:
-        block = ctypes.create_string_buffer(max(1, size))
-        address = ctypes.addressof(block)
-        self._memory[address] = block
-        return address
-
-    def free(self, address: int) -> None:
-        if address not in self._memory:
-            raise Refusal("cuda", "freed twice")
-        del self._memory[address]
-
-    def copy_in(self, address: int, array: Any, stream: int) -> None:
-        assert stream in self._streams
-        assert ctypes.sizeof(self._memory[address]) >= array.nbytes
-        ctypes.memmove(address, array.ctypes.data, array.nbytes)
-
-    def copy_out(self, array: Any, address: int, stream: int) -> None:
-        assert stream in self._streams
-        assert ctypes.sizeof(self._memory[address]) >= array.nbytes
-        ctypes.memmove(array.ctypes.data, address, array.nbytes)
-
-    def stream(self) -> int:
-        self._streams.add(7)
-        return 7
-
-    def synchronize(self, stream: int) -> None:
-        assert stream in self._streams
-
-    def event(self) -> int:
-        number = len(self._recorded) + 1
-        self._recorded[number] = -1
-        return number
-
-    def record(self, event: int, stream: int) -> None:
-        self._recorded[event] = max(self._recorded.values()) + 1
-
-    def elapsed_ns(self, first: int, last: int) -> int:
-        return self._recorded[last] - self._recorded[first]
-
-    def end_event(self, event: int) -> None:
-        del self._recorded[event]
-
-    def end_stream(self, stream: int) -> None:
-        self._streams.remove(stream)

@@ -240,7 +240,10 @@ def test_a_bad_model_is_named(
     [
         ({"min_tim_s": 1}, "unknown keys in the job: min_tim_s"),
         ({"format": 99}, "job format 99"),
-        ({"runtime": "abacus"}, "no runtime named 'abacus'; known: onnxruntime, torch"),
+        (
+            {"runtime": "abacus"},
+            "no runtime named 'abacus'; known: onnxruntime, tensorrt, tensorrt_rtx",
+        ),
         ({"threads": 0}, "at least one model and one thread"),
         ({"models": []}, "at least one model and one thread"),
     ],

@@ -1,48 +1,22 @@
-"""Engines on stand-ins for TensorRT 8.5 to 11: what is set, what is kept, what is refused."""
+"""Engines on stand-ins for TensorRT 8.5 to 11: what is set, and what is refused."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from building import Install, engine, refusal
 from engine_models import write_model
-from fake_tensorrt import SINCE, VERSIONS, FakeCuda, fake_tensorrt, has
+from tensorrt_names import SINCE, VERSIONS, has
 
 from prune2deploy.probe import tensorrt_build
 from prune2deploy.probe.job import ASKS, COMMON, Refusal
-from prune2deploy.probe.tensorrt_build import build, engine_for
+from prune2deploy.probe.tensorrt_build import build
 
-Install = Callable[..., Any]
 RANGE = {"min": 1, "opt": 2, "max": 4}
-
-
-@pytest.fixture
-def install(monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Return a function that makes a version of TensorRT and a GPU appear."""
-
-    def put(version: str, **gpu: Any) -> Any:
-        trt = fake_tensorrt(version)
-        monkeypatch.setitem(sys.modules, "tensorrt", trt)
-        monkeypatch.setattr(tensorrt_build, "load_cuda", lambda: FakeCuda(**gpu))
-        return trt
-
-    return put
-
-
-def engine(path: Path, precision: str = "fp32", **options: Any) -> dict[str, Any]:
-    model = {"name": "small", "path": str(path)}
-    options = {"folder": str(path.parent / "engines"), "precision": precision, **options}
-    return engine_for(model, "tensorrt", options)
-
-
-def refusal(path: Path, *arguments: Any, **options: Any) -> tuple[str, str]:
-    with pytest.raises(Refusal) as caught:
-        engine(path, *arguments, **options)
-    return caught.value.facts["kind"], str(caught.value)
 
 
 # What each version must be told, per (precision asked, precision in the file): the network's
@@ -77,7 +51,7 @@ EXPECTED["10.16.1.11"] = EXPECTED["10.3.0.26"]
 def test_each_version_is_told_what_it_needs(
     version: str, asked: str, held: str, batch: int | str, install: Install, tmp_path: Path
 ) -> None:
-    trt = install(version)
+    trt, _ = install(version)
     path = write_model(tmp_path / "m.onnx", held, batch)
     options = {"batch": None if batch == 1 else RANGE, "workspace_mb": 64}
     expected = EXPECTED[version][asked, held]
@@ -105,7 +79,7 @@ def test_each_version_is_told_what_it_needs(
 def test_the_stand_ins_have_no_name_that_their_version_lacks(
     version: str, install: Install, tmp_path: Path
 ) -> None:
-    trt = install(version)
+    trt, _ = install(version)
     builder = trt.Builder(trt.ILogger())
     objects = {
         "Builder": builder,
@@ -130,12 +104,12 @@ def test_a_typed_engine_falls_back_to_flags_where_typing_is_young(
     install: Install, tmp_path: Path
 ) -> None:
     path = write_model(tmp_path / "m.onnx", "fp16")
-    trt = install("10.3.0.26")
+    trt, _ = install("10.3.0.26")
     trt.refuses = lambda typed: "no kernel for a typed convolution" if typed else None
     record = engine(path, "fp16")
     assert (record["route"], record["flags"]) == ("flags", ["FP16"])
     assert "no kernel for a typed convolution" in record["fallback"]
-    trt = install("10.16.1.11")
+    trt, _ = install("10.16.1.11")
     trt.refuses = lambda typed: "no kernel for a typed convolution" if typed else None
     assert refusal(path, "fp16")[0] == "build_failed"
 
@@ -144,7 +118,7 @@ def test_a_typed_engine_falls_back_to_flags_where_typing_is_young(
 def test_an_engine_in_another_precision_is_refused(
     version: str, install: Install, tmp_path: Path
 ) -> None:
-    trt = install(version)
+    trt, _ = install(version)
     trt.ignores_flags = True
     path = write_model(tmp_path / "m.onnx", "fp32")
     kind, text = refusal(path, "fp16")
@@ -206,7 +180,7 @@ def test_what_a_version_does_not_have_is_refused(install: Install, tmp_path: Pat
 
 
 def test_options_reach_the_builder(install: Install, tmp_path: Path) -> None:
-    trt = install("10.3.0.26")
+    trt, _ = install("10.3.0.26")
     path = write_model(tmp_path / "m.onnx", "fp16")
     record = engine(path, "fp16", dla=1, sparse=True, optimization_level=4)
     config = trt.done["config"]
@@ -266,121 +240,14 @@ def test_batches_that_cannot_be(
 
 
 def test_a_fixed_batch_may_be_named(install: Install, tmp_path: Path) -> None:
-    trt = install("10.3.0.26")
+    trt, _ = install("10.3.0.26")
     path = write_model(tmp_path / "m.onnx", "fp32", 2)
     engine(path, batch={"min": 2, "opt": 2, "max": 2})
     assert trt.done["config"]._profiles == []
 
 
-def test_an_engine_is_used_again(install: Install, tmp_path: Path) -> None:
-    trt = install("10.3.0.26")
-    path = write_model(tmp_path / "m.onnx", "fp32")
-    first = engine(path)
-    assert not first["reused"]
-    assert first["reason"] == "there was no engine for it"
-    trt.done.clear()
-    again = engine(path)
-    assert trt.done == {}
-    assert again == {**first, "reused": True, "reason": None}
-    assert Path(again["path"]).stat().st_size == again["size_bytes"]
-
-
-def test_an_engine_for_another_place_is_not_used(install: Install, tmp_path: Path) -> None:
-    path = write_model(tmp_path / "m.onnx", "fp32")
-    install("10.3.0.26")
-    first = engine(path)
-    for version, gpu, changed in [
-        ("10.16.1.11", {}, "version was 10.3.0.26 and is 10.16.1.11"),
-        ("10.3.0.26", {"gpu": "Thor"}, "gpu was Orin and is Thor"),
-        ("10.3.0.26", {"compute_capability": "8.6"}, "compute_capability was 8.7"),
-        ("10.3.0.26", {"sm_count": 8}, "sm_count was 16 and is 8"),
-        ("10.3.0.26", {"driver": "12.8"}, "driver was 12.6 and is 12.8"),
-    ]:
-        install(version, **gpu)
-        record = engine(path)
-        assert not record["reused"]
-        assert record["path"] != first["path"]
-        assert changed in record["reason"]
-    install("10.3.0.26")
-    assert engine(path)["reused"]
-    for options in ({"sparse": True}, {"workspace_mb": 8}, {"optimization_level": 2}):
-        record = engine(path, **options)
-        assert not record["reused"]
-        assert record["reason"] == "there was no engine for it"
-    write_model(path, "fp32", channels=4)
-    assert engine(path)["reason"] == "there was no engine for it"
-
-
-def cut(file: Path, about: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-1])
-
-
-def change(file: Path, about: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[-20] ^= 1
-    file.write_bytes(content)
-
-
-def lose(file: Path, about: Path) -> None:
-    about.unlink()
-
-
-def spoil(file: Path, about: Path) -> None:
-    about.write_text("{")
-
-
-def swap(file: Path, about: Path) -> None:
-    found = json.loads(about.read_text())
-    found["facts"]["gpu"] = "another"
-    about.write_text(json.dumps(found))
-
-
-@pytest.mark.parametrize(
-    ("spoiled", "reason"),
-    [
-        (cut, "bytes, not"),
-        (change, "has been changed"),
-        (lose, "no readable JSON"),
-        (spoil, "no readable JSON"),
-        (swap, "about another engine"),
-    ],
-)
-def test_an_unsound_engine_is_built_again(
-    spoiled: Callable[[Path, Path], None], reason: str, install: Install, tmp_path: Path
-) -> None:
-    trt = install("10.3.0.26")
-    path = write_model(tmp_path / "m.onnx", "fp32")
-    file = Path(engine(path)["path"])
-    content = file.read_bytes()
-    spoiled(file, file.with_suffix(".json"))
-    trt.done.clear()
-    record = engine(path)
-    assert trt.done
-    assert not record["reused"]
-    assert reason in record["reason"]
-    assert file.read_bytes() == content
-    assert engine(path)["reused"]
-
-
-def test_timings_are_kept_for_one_version_and_gpu(install: Install, tmp_path: Path) -> None:
-    first, second = (write_model(tmp_path / f"{c}.onnx", "fp32", channels=c) for c in (4, 8))
-    install("10.3.0.26")
-    assert engine(first)["timing_cache"] == "new"
-    assert engine(second)["timing_cache"] == "used"
-    install("10.16.1.11")
-    assert engine(first)["timing_cache"] == "new"
-    install("10.3.0.26", gpu="Thor")
-    assert engine(first)["timing_cache"] == "new"
-    files = list((tmp_path / "engines").glob("timing-*.cache"))
-    assert len(files) == 3
-    for file in files:
-        file.write_bytes(b"of somewhere else")
-    assert engine(second)["timing_cache"] == "refused"
-    assert engine(second)["reused"]
-
-
 def test_a_folder_that_cannot_be_written(install: Install, tmp_path: Path) -> None:
-    trt = install("10.3.0.26")
+    trt, _ = install("10.3.0.26")
     path = write_model(tmp_path / "m.onnx", "fp32")
     (tmp_path / "file").write_text("")
     kind, text = refusal(path, folder=str(tmp_path / "file" / "engines"))

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
+from building import Install
 from engine_models import write_model
-from fake_tensorrt import VERSIONS, FakeCuda, fake_tensorrt
+from tensorrt_names import VERSIONS
 
-from prune2deploy.probe import tensorrt_build, tensorrt_runtime
 from prune2deploy.probe.job import ASKS, COMMON, Refusal
 from prune2deploy.probe.runtimes import RUNTIMES
 from prune2deploy.probe.tensorrt_build import engine_for
-from prune2deploy.probe.tensorrt_runtime import TensorRT, layer_times
+from prune2deploy.probe.tensorrt_runtime import TensorRT, TensorRTRTX, layer_times
 
-Install = Callable[..., Any]
 DEFAULTS = {**COMMON, **ASKS["measure"], "runtime": "tensorrt"}
-
-
-@pytest.fixture
-def install(monkeypatch: pytest.MonkeyPatch) -> Install:
-    def put(version: str) -> tuple[Any, FakeCuda]:
-        trt, cuda = fake_tensorrt(version), FakeCuda()
-        monkeypatch.setitem(sys.modules, "tensorrt", trt)
-        for module in (tensorrt_build, tensorrt_runtime):
-            monkeypatch.setattr(module, "load_cuda", lambda: cuda)
-        return trt, cuda
-
-    return put
 
 
 def session(path: Path, precision: str = "fp32", **settings: Any) -> TensorRT:
@@ -162,3 +148,78 @@ def test_both_kinds_are_in_the_table() -> None:
         "tensorrt": "tensorrt",
         "tensorrt_rtx": "tensorrt_rtx",
     }
+
+
+class FakeKernels:
+    """A runtime cache of TensorRT-RTX: it takes back only what this GPU wrote."""
+
+    def deserialize(self, content: bytes) -> bool:
+        return content == b"kernels"
+
+    def serialize(self) -> bytes:
+        return b"kernels"
+
+
+class FakeRtxEngine:
+    def __init__(self) -> None:
+        self.used: Any = None
+
+    def create_runtime_config(self) -> Any:
+        return SimpleNamespace(
+            create_runtime_cache=FakeKernels, set_runtime_cache=lambda cache: True
+        )
+
+    def create_execution_context(self, config: Any) -> Any:
+        self.used = config
+        return "context"
+
+
+def rtx_session(folder: Path) -> TensorRTRTX:
+    runtime = TensorRTRTX({"name": "small", "path": "m.onnx"}, DEFAULTS, None)
+    runtime.trt = ModuleType("tensorrt_rtx")
+    runtime.engine = FakeRtxEngine()
+    runtime.plan = {"path": str(folder / "key.engine")}
+    return runtime
+
+
+def test_compiled_kernels_of_rtx_are_kept(tmp_path: Path) -> None:
+    for content, expected in [(None, "new"), (None, "used"), (b"of another GPU", "refused")]:
+        if content:
+            (tmp_path / "key.kernels").write_bytes(content)
+        runtime = rtx_session(tmp_path)
+        assert runtime._context() == "context"
+        assert runtime.runtime_cache == expected
+        runtime._keep_kernels()
+        assert (tmp_path / "key.kernels").read_bytes() == b"kernels"
+
+
+def test_rtx_says_why_an_engine_is_not_valid(tmp_path: Path) -> None:
+    runtime = rtx_session(tmp_path)
+    members = {"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2, "OLD_CUDA_DRIVER": 4}
+    runtime.trt.EngineInvalidityDiagnostics = SimpleNamespace(__members__=members)
+    seen: list[bytes] = []
+
+    def validity(header: bytes) -> tuple[str, int]:
+        seen.append(header)
+        return "EngineValidity.INVALID", 6
+
+    runtime.library = SimpleNamespace(engine_header_size=4, get_engine_validity=validity)
+    assert runtime._validity(b"header and more") == " (INVALID: UNSUPPORTED_CC, OLD_CUDA_DRIVER)"
+    assert seen == [b"head"]
+
+
+def test_the_real_rtx_has_the_names_that_are_used_of_it() -> None:
+    rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    for owner, names in {
+        rtx.ICudaEngine: "create_runtime_config create_execution_context num_io_tensors "
+        "get_tensor_name get_tensor_mode get_tensor_shape get_tensor_dtype "
+        "create_engine_inspector",
+        rtx.IRuntimeConfig: "create_runtime_cache set_runtime_cache",
+        rtx.IRuntimeCache: "serialize deserialize",
+        rtx.Runtime: "engine_header_size get_engine_validity deserialize_cuda_engine",
+        rtx.IExecutionContext: "set_input_shape get_tensor_shape set_tensor_address "
+        "execute_async_v3 profiler",
+        rtx.EngineInspector: "execution_context get_engine_information",
+        rtx: "IProfiler ILogger TensorIOMode LayerInformationFormat EngineInvalidityDiagnostics",
+    }.items():
+        assert [name for name in names.split() if not hasattr(owner, name)] == []

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from engine_models import write_model
-from fake_tensorrt import VERSIONS, inspector_text
+from inspector_texts import inspector_text
+from tensorrt_names import VERSIONS
 
 from prune2deploy.probe.inspector import inspection, shortfall
 from prune2deploy.probe.job import Refusal
