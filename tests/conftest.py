@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,14 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from tiny_onnx import ConvModel, save
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    # Measurements of a test do not wait for those of other workers, or of whoever measures here.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNE2DEPLOY_LOCK", str(tmp_path_factory.mktemp("lock") / "lock"))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

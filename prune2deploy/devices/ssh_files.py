@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -61,7 +62,7 @@ class RemoteFiles:
         path = str(self.folder / name)
         if await self._read(path) == content:
             return path
-        part = f"{path}.part"
+        part = f"{path}.{secrets.token_hex(4)}.part"  # each sender has its own
         try:
             async with self._sftp.open(part, "wb") as file:
                 await file.write(content)

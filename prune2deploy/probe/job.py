@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 FORMAT = 2
@@ -70,7 +71,9 @@ COMMON: dict[str, Any] = {
     "format": FORMAT,
     "ask": "measure",
     "sysroot": "/",  # where proc, sys and the tools are: another tree in tests
-    "lock": "/tmp/prune2deploy.lock",  # of all measurements on this machine; null: none
+    "lock": os.environ.get(
+        "PRUNE2DEPLOY_LOCK", "/tmp/prune2deploy.lock"
+    ),  # of all measurements on this machine; null: none
     "lock_wait_s": 600.0,
     "limit_s": None,  # after this the probe ends itself, even inside a hung call
 }

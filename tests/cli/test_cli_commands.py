@@ -225,20 +225,51 @@ def test_export_says_nothing_of_random_weights_where_a_checkpoint_is_named(
     assert "random ones" not in result.stdout
 
 
+def measured(*failures: str) -> SimpleNamespace:
+    return SimpleNamespace(
+        results=[SimpleNamespace(device="pi5")],
+        failures=[SimpleNamespace(message=text) for text in failures],
+        kept=("pi5",),
+    )
+
+
 def test_profile_hands_over_the_files_and_options(call: Call, room: Room) -> None:
-    measure = Recorder("the result")
+    measure = Recorder(measured())
     room(
         "latency",
-        profile=measure,
+        measure_on=measure,
         ProfileOptions=lambda **options: options,
-        format_result=lambda result: f"table of {result}",
+        format_result=lambda result: f"table of {result.device}",
     )
-    result = call("profile", "a.onnx", "b.onnx", "--threads", "2", "--min-time", "1.5")
-    assert (result.exit_code, result.stdout) == (0, "table of the result\n")
+    result = call(
+        *("profile", "a.onnx", "b.onnx", "--threads", "2", "--min-time", "1.5", "--on", "pi5"),
+        *("--on", "local", "--cores", "2,3", "--retries", "2", "--output", "here"),
+    )
+    assert result.exit_code == 0
+    assert "table of pi5" in result.stdout
+    assert "pi5: measured before; --again measures anew" in result.stdout
     assert measure.only == (
-        ([Path("a.onnx"), Path("b.onnx")],),
-        {"options": {"threads": 2, "batch": None, "min_time_s": 1.5}},
+        (["pi5", "local"], [Path("a.onnx"), Path("b.onnx")]),
+        {
+            "options": {"threads": 2, "pin": (2, 3), "batch": None, "min_time_s": 1.5},
+            "retries": 2,
+            "output": Path("here"),
+            "again": False,
+        },
     )
+
+
+def test_a_device_that_failed_is_told_after_the_others(call: Call, room: Room) -> None:
+    room(
+        "latency",
+        measure_on=Recorder(measured("Device 'orin': switched off.")),
+        ProfileOptions=lambda **options: options,
+        format_result=lambda result: f"table of {result.device}",
+    )
+    result = call("profile", "a.onnx", "--on", "pi5", "--on", "orin")
+    assert result.exit_code == 1
+    assert "table of pi5" in result.stdout
+    assert "'orin': switched off" in result.stderr
 
 
 def test_methods_lists_all_and_tells_about_one(call: Call) -> None:

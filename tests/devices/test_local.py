@@ -120,6 +120,7 @@ __version__ = "0"
 class SessionOptions:
     def add_session_config_entry(self, key, value): pass
 def InferenceSession(*args, **kwargs): {body}
+def get_available_providers(): return ["CPUExecutionProvider"]
 """
 
 
