@@ -249,7 +249,7 @@ def result_from_answer(
         device=device,
         options=options,
         latencies=latencies,
-        speedups=tuple(_speedups(list(paths), answer["turns"], options.seed)),
+        speedups=tuple(_speedups(list(paths), answer["turns"])),
         answer=answer,
     )
 
@@ -307,11 +307,11 @@ def _latency(path: Path, facts: Mapping[str, Any], blocks: Blocks) -> Latency:
     )
 
 
-def _speedups(names: list[str], turns: Sequence[Mapping[str, Any]], seed: int) -> list[Speedup]:
+def _speedups(names: list[str], turns: Sequence[Mapping[str, Any]]) -> list[Speedup]:
     typical = [block_medians(turns, index) for index in range(len(names))]
     speedups = []
     for other in range(1, len(names)):
-        ratio = statistics.paired_ratio(typical[0], typical[other], seed=seed)
+        ratio = statistics.paired_ratio(typical[0], typical[other])
         speedups.append(
             Speedup(names[0], names[other], ratio.value, ratio.low, ratio.high, ratio.blocks)
         )
