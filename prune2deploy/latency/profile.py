@@ -22,6 +22,7 @@ from prune2deploy.devices import (
 )
 from prune2deploy.errors import DeviceError
 from prune2deploy.latency import statistics
+from prune2deploy.latency.taint import taints
 
 if TYPE_CHECKING:
     Blocks = list[statistics.Floats]
@@ -81,6 +82,8 @@ class Latency:
     file in the page cache. `peak_memory_mb` (10^6 bytes) is that whole process with interpreter
     and runtime; `model_memory_mb` is what it grew by. None is what could not be read. A percentile
     that the samples cannot support is None, and so is an interval; `missing` has the reasons.
+    `energy_mj` is what one run takes with the machine around it, `net_energy_mj` what it takes
+    above the idle machine, which noise can make negative; None where no power can be read.
     """
 
     name: str
@@ -105,6 +108,8 @@ class Latency:
     warmup_settled: bool
     peak_memory_mb: float | None
     model_memory_mb: float | None
+    energy_mj: float | None
+    net_energy_mj: float | None
     file_size_mb: float
     sha256: str
 
@@ -123,23 +128,33 @@ class Speedup:
 
 @dataclass(frozen=True)
 class ProfileResult:
-    """What was measured on one device; `answer` is all that the probe said, with every sample."""
+    """What was measured on one device; `answer` is all that the probe said, with every sample.
+
+    `tainted` says what disturbed the measurement, a sentence each; it is empty where nothing did.
+    """
 
     device: str
     options: ProfileOptions
     latencies: tuple[Latency, ...]
     speedups: tuple[Speedup, ...]
+    tainted: tuple[str, ...]
     answer: Answer = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures and their conditions for JSON, without the single samples."""
         setup = {key: self.answer[key] for key in ("cpus", "versions", "machine", "state")}
+        setup |= {key: self.answer[key] for key in ("watch",) if self.answer.get(key)}
         return {
             "device": self.device,
             "options": asdict(self.options),
             "latencies": [{**asdict(one), "path": str(one.path)} for one in self.latencies],
             "speedups": [asdict(one) for one in self.speedups],
-            "setup": {**setup, "sessions": [model["setup"] for model in self.answer["models"]]},
+            "tainted": list(self.tainted),
+            "setup": {
+                **setup,
+                "sessions": [model["setup"] for model in self.answer["models"]],
+                "energy": [model.get("energy") for model in self.answer["models"]],
+            },
         }
 
 
@@ -250,6 +265,7 @@ def result_from_answer(
         options=options,
         latencies=latencies,
         speedups=tuple(_speedups(list(paths), answer["turns"])),
+        tainted=taints(answer, block_medians(answer["turns"], 0)),
         answer=answer,
     )
 
@@ -286,6 +302,7 @@ def _latency(path: Path, facts: Mapping[str, Any], blocks: Blocks) -> Latency:
     batch = shape[0] if shape else 1
     peak_kb, base_kb = facts["peak_memory_kb"], facts["base_memory_kb"]
     read = peak_kb is not None and base_kb is not None
+    energy = facts.get("energy")
     return Latency(
         name=facts["name"],
         path=path,
@@ -301,6 +318,8 @@ def _latency(path: Path, facts: Mapping[str, Any], blocks: Blocks) -> Latency:
         warmup_settled=facts["warmup"]["settled"],
         peak_memory_mb=peak_kb * 1024 / 1e6 if read else None,
         model_memory_mb=(peak_kb - base_kb) * 1024 / 1e6 if read else None,
+        energy_mj=energy["joules_per_run"] * 1000 if energy else None,
+        net_energy_mj=energy["net_joules_per_run"] * 1000 if energy else None,
         file_size_mb=facts["size_bytes"] / 1e6,
         sha256=facts["sha256"],
         **figures,
