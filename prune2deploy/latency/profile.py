@@ -82,9 +82,9 @@ class Latency:
     `load_ms`, `first_run_ms` and the memory come from a process that did nothing else, with the
     file in the page cache. `peak_memory_mb` (10^6 bytes) is that whole process with interpreter
     and runtime; `model_memory_mb` is what it grew by. None is what could not be read. A percentile
-    that the samples cannot support is None, and so is an interval; `missing` has the reasons. The
-    energy is that of one call, of all that the device's meter covers; net without what it takes
-    when idle; None where there is no meter.
+    that the samples cannot support is None, and so is an interval; `missing` has the reasons.
+    `energy_mj` is what one run takes with the machine around it, `net_energy_mj` what it takes
+    above the idle machine, which noise can make negative; None where no power can be read.
     """
 
     name: str
@@ -131,7 +131,7 @@ class Speedup:
 class ProfileResult:
     """What was measured on one device; `answer` is all that the probe said, with every sample.
 
-    tainted: what disturbed the measurement, in words; empty if nothing is known to have.
+    `tainted` says what disturbed the measurement, a sentence each; it is empty where nothing did.
     """
 
     device: str
@@ -143,15 +143,19 @@ class ProfileResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures and their conditions for JSON, without the single samples."""
-        known = ("cpus", "versions", "machine", "state", "watch")
-        setup = {key: self.answer.get(key) for key in known}
+        setup = {key: self.answer[key] for key in ("cpus", "versions", "machine", "state")}
+        setup |= {key: self.answer[key] for key in ("watch",) if self.answer.get(key)}
         return {
             "device": self.device,
             "options": asdict(self.options),
             "latencies": [{**asdict(one), "path": str(one.path)} for one in self.latencies],
             "speedups": [asdict(one) for one in self.speedups],
             "tainted": list(self.tainted),
-            "setup": {**setup, "sessions": [model["setup"] for model in self.answer["models"]]},
+            "setup": {
+                **setup,
+                "sessions": [model["setup"] for model in self.answer["models"]],
+                "energy": [model.get("energy") for model in self.answer["models"]],
+            },
         }
 
 
@@ -256,7 +260,6 @@ def result_from_answer(
 ) -> ProfileResult:
     """Turn the probe's samples into figures. paths: in the order of the job's models."""
     blocks = [_samples_ms(answer["turns"], index) for index in range(len(paths))]
-    typical = [block_medians(answer["turns"], index) for index in range(len(paths))]
     latencies = tuple(
         _latency(path, facts, of_model)
         for path, facts, of_model in zip(paths.values(), answer["models"], blocks, strict=True)
@@ -273,8 +276,8 @@ def result_from_answer(
         device=device,
         options=options,
         latencies=latencies,
-        speedups=tuple(_speedups(list(paths), typical, options.seed)),
-        tainted=taints(answer, typical),
+        speedups=tuple(_speedups(list(paths), answer["turns"])),
+        tainted=taints(answer, block_medians(answer["turns"], 0)),
         answer=answer,
     )
 
@@ -311,6 +314,7 @@ def _latency(path: Path, facts: Mapping[str, Any], blocks: Blocks) -> Latency:
     batch = shape[0] if shape else 1
     peak_kb, base_kb = facts["peak_memory_kb"], facts["base_memory_kb"]
     read = peak_kb is not None and base_kb is not None
+    energy = facts.get("energy")
     return Latency(
         name=facts["name"],
         path=path,
@@ -326,23 +330,19 @@ def _latency(path: Path, facts: Mapping[str, Any], blocks: Blocks) -> Latency:
         warmup_settled=facts["warmup"]["settled"],
         peak_memory_mb=peak_kb * 1024 / 1e6 if read else None,
         model_memory_mb=(peak_kb - base_kb) * 1024 / 1e6 if read else None,
-        energy_mj=_millijoules(facts, "joules_per_run"),
-        net_energy_mj=_millijoules(facts, "net_joules_per_run"),
+        energy_mj=energy["joules_per_run"] * 1000 if energy else None,
+        net_energy_mj=energy["net_joules_per_run"] * 1000 if energy else None,
         file_size_mb=facts["size_bytes"] / 1e6,
         sha256=facts["sha256"],
         **figures,
     )
 
 
-def _millijoules(facts: Mapping[str, Any], name: str) -> float | None:
-    energy = facts.get("energy")
-    return None if energy is None or energy[name] is None else float(energy[name]) * 1000
-
-
-def _speedups(names: list[str], typical: Sequence[statistics.Floats], seed: int) -> list[Speedup]:
+def _speedups(names: list[str], turns: Sequence[Mapping[str, Any]]) -> list[Speedup]:
+    typical = [block_medians(turns, index) for index in range(len(names))]
     speedups = []
     for other in range(1, len(names)):
-        ratio = statistics.paired_ratio(typical[0], typical[other], seed=seed)
+        ratio = statistics.paired_ratio(typical[0], typical[other])
         speedups.append(
             Speedup(names[0], names[other], ratio.value, ratio.low, ratio.high, ratio.blocks)
         )
