@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from prune2deploy.latency.campaign import Campaign, Failure, profile_devices
 from prune2deploy.latency.format import format_result
+from prune2deploy.latency.kept import ResultFolder
 from prune2deploy.latency.profile import (
     Latency,
     ProfileOptions,
@@ -12,10 +14,14 @@ from prune2deploy.latency.profile import (
 )
 
 __all__ = [
+    "Campaign",
+    "Failure",
     "Latency",
     "ProfileOptions",
     "ProfileResult",
+    "ResultFolder",
     "Speedup",
     "format_result",
     "profile",
+    "profile_devices",
 ]

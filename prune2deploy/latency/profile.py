@@ -123,19 +123,27 @@ class Speedup:
 
 @dataclass(frozen=True)
 class ProfileResult:
-    """What was measured on one device; `answer` is all that the probe said, with every sample."""
+    """What was measured on one device; `answer` is all that the probe said, with every sample.
+
+    `tainted` has the reasons why the figures cannot be trusted; `attempts` is how often it was
+    measured until this result, the least tainted one.
+    """
 
     device: str
     options: ProfileOptions
     latencies: tuple[Latency, ...]
     speedups: tuple[Speedup, ...]
     answer: Answer = field(repr=False)
+    tainted: tuple[str, ...] = ()
+    attempts: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures and their conditions for JSON, without the single samples."""
         setup = {key: self.answer[key] for key in ("cpus", "versions", "machine", "state")}
         return {
             "device": self.device,
+            "tainted": list(self.tainted),
+            "attempts": self.attempts,
             "options": asdict(self.options),
             "latencies": [{**asdict(one), "path": str(one.path)} for one in self.latencies],
             "speedups": [asdict(one) for one in self.speedups],
@@ -163,12 +171,7 @@ def profile(
             measurement failed; the message says which and what to do.
     """
     options = options or ProfileOptions()
-    paths = dict(models) if isinstance(models, Mapping) else _named(models)
-    if not paths:
-        raise DeviceError("No model to measure: give at least one ONNX file.")
-    for path in paths.values():
-        if not path.is_file():
-            raise DeviceError(f"No model file at {path}. Give the path of an ONNX file.")
+    paths = named_paths(models)
     known = load_devices() if devices is None else devices
     with open_device(device, known) as opened:
         options = options_on(opened.settings, options)
@@ -200,6 +203,21 @@ def _measured(device: Device, job: dict[str, Any], options: ProfileOptions) -> A
             told = line["done"]
 
         return device.run_probe(job, time_limit_s=options.time_limit_s, report=report)
+
+
+def named_paths(models: Sequence[Path] | Mapping[str, Path]) -> dict[str, Path]:
+    """Give each file its name; see `profile`.
+
+    Raises:
+        DeviceError: there is none, or one of them is missing.
+    """
+    paths = dict(models) if isinstance(models, Mapping) else _named(models)
+    if not paths:
+        raise DeviceError("No model to measure: give at least one ONNX file.")
+    for path in paths.values():
+        if not path.is_file():
+            raise DeviceError(f"No model file at {path}. Give the path of an ONNX file.")
+    return paths
 
 
 def _named(paths: Sequence[Path]) -> dict[str, Path]:
