@@ -9,13 +9,14 @@ import typer
 
 from prune2deploy import progress
 from prune2deploy.cli.output import show
-from prune2deploy.cli.session import session
+from prune2deploy.cli.session import USER_ERROR, session, tell_error
 from prune2deploy.cli.values import (
     ArgsOption,
     ClassesOption,
     InputOption,
     ModelArgument,
     parse_args,
+    parse_cores,
     parse_shape,
 )
 
@@ -119,18 +120,85 @@ def profile(
         list[Path],
         typer.Argument(metavar="MODEL.onnx...", help="ONNX files; the first is the baseline."),
     ],
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
+    on: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--on",
+            metavar="DEVICE",
+            help="Device of devices.yaml; may be repeated.  [default: local, this machine]",
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Threads of the runtime.  [default: one per core named, or the device's]"
+        ),
+    ] = None,
+    cores: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="CPUs such as 2,3 or 4-7, one per thread, or auto.  [default: the device's]",
+        ),
+    ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Images per run, where the file leaves it open.")
     ] = None,
     min_time_s: Annotated[
         float, typer.Option("--min-time", metavar="SECONDS", help="Timed runs, for each model.")
     ] = 5.0,
+    retries: Annotated[
+        int, typer.Option(min=0, help="How often a tainted measurement is tried again.")
+    ] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep each result as DIR/latency/DEVICE.json, and measure only what is missing.",
+        ),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Measure anew what is kept in --output.")
+    ] = False,
 ) -> None:
-    """Time ONNX models on this machine; two or more are compared in turns."""
-    with session():
-        from prune2deploy.latency import ProfileOptions, format_result
-        from prune2deploy.latency import profile as measure
+    """Time ONNX models on devices, all at once; two or more models are compared in turns.
 
-        options = ProfileOptions(threads=threads, batch=batch, min_time_s=min_time_s)
-        show(format_result(measure(models, options=options)))
+    Exit code: 0, or 1 if a device could not be measured (the others' results are shown).
+    """
+    pin = parse_cores(cores)
+    if threads is None and isinstance(pin, tuple):
+        threads = len(pin)
+    with session() as work:
+        from prune2deploy.latency import (
+            ProfileOptions,
+            ProfileResult,
+            ResultFolder,
+            format_result,
+            profile_devices,
+        )
+
+        devices = list(dict.fromkeys(on or ["local"]))
+        options = ProfileOptions(threads=threads, pin=pin, batch=batch, min_time_s=min_time_s)
+        folder = None
+        if output is not None:
+            folder = ResultFolder(output, again, lambda text: typer.echo(text, err=True))
+            work.kept = f"What was finished is kept in {folder.path / 'latency'}."
+        done: dict[str, ProfileResult] = {}
+        try:
+            campaign = profile_devices(
+                models,
+                devices,
+                options=options,
+                retries=retries,
+                folder=folder,
+                finished=lambda result: done.update({result.device: result}),
+            )
+        finally:
+            for result in (done[name] for name in devices if name in done):
+                show(format_result(result))
+                if result.attempts > 1:
+                    show(f"{result.device}: the least tainted of {result.attempts} attempts")
+    for failure in campaign.failures:
+        tell_error(failure.message)
+    if campaign.failures:
+        raise typer.Exit(USER_ERROR)

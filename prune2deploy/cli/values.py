@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -64,3 +64,25 @@ def parse_args(pairs: Sequence[str] | None) -> dict[str, Any]:
                 str(err).replace("--set", "--arg"), param_hint="--arg"
             ) from err
     return args
+
+
+def parse_cores(text: str | None) -> tuple[int, ...] | Literal["auto", "device"]:
+    """Read a list of CPUs such as '2,3' or '4-7', or 'auto'; None: as the device has it.
+
+    Raises:
+        typer.BadParameter: it is none of these.
+    """
+    if text is None:
+        return "device"
+    if text == "auto":
+        return "auto"
+    cores: list[int] = []
+    for part in text.split(","):
+        first, dash, last = (word.strip() for word in part.partition("-"))
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+            raise typer.BadParameter(
+                f"'{text}' should be CPUs such as 2,3 or 4-7, or auto", param_hint="--cores"
+            )
+        cores += range(int(first), int(last) + 1)
+    return tuple(cores)

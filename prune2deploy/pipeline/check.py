@@ -12,6 +12,7 @@ import torch
 from prune2deploy.channels import Graph, trace
 from prune2deploy.methods import METHODS
 from prune2deploy.models import check_forward, load_model
+from prune2deploy.pipeline.deploy import devices_for
 from prune2deploy.pipeline.inputs import Inputs, open_inputs
 from prune2deploy.pipeline.planning import plan
 from prune2deploy.pipeline.weights import weight_masks
@@ -25,6 +26,7 @@ def check_recipe(recipe: Recipe) -> CheckReport:
     Raises:
         Prune2DeployError: the first thing that does not fit.
     """
+    devices_for(recipe.profile)
     inputs = open_inputs(recipe)
     graph = trace(inputs.model, inputs.example, recipe.prune.exclude)
     layers: list[LayerWeights] = []

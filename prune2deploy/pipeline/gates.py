@@ -17,21 +17,43 @@ def check_gates(
     higher_is_better: bool,
     latency: Sequence[Mapping[str, Any]],
     onnx_bytes: int,
+    not_measured: Sequence[str] = (),
+    allow_tainted: bool = False,
 ) -> list[GateResult]:
     """Compare figures with limits. A gate that the recipe does not set is not in the result.
 
     A speed-up counts with the lower end of its interval and a latency with the upper end
     of its median's: a gate holds only if the measurement shows it. With several devices
-    the worst one counts.
+    the worst one counts; one that was not measured could be it, so that nothing is shown then,
+    and figures that are tainted show nothing either, unless they are allowed.
 
     Args:
         metric_before, metric_after: on the test images; a drop is in their units.
         latency: per device as in metrics.json, the original first, the pruned second.
+        not_measured: devices that failed.
     """
     results = []
     if gates.max_accuracy_drop is not None:
         drop = metric_before - metric_after if higher_is_better else metric_after - metric_before
         results.append(_at_most("max_accuracy_drop", drop, gates.max_accuracy_drop))
+    if not_measured:
+        limits = {"min_speedup": gates.min_speedup, "max_latency_ms": gates.max_latency_ms}
+        note = f"not measured on {', '.join(not_measured)}"
+        results += [
+            GateResult(name=name, held=False, found=None, limit=limit, note=note)
+            for name, limit in limits.items()
+            if limit is not None
+        ]
+    else:
+        results += [_doubted(gate, latency, allow_tainted) for gate in _timed(gates, latency)]
+    if gates.max_size_mb is not None:
+        results.append(_at_most("max_size_mb", onnx_bytes / 1e6, gates.max_size_mb))
+    return results
+
+
+def _timed(gates: GatesSection, latency: Sequence[Mapping[str, Any]]) -> list[GateResult]:
+    """The gates on latency, by the figures alone."""
+    results = []
     if gates.min_speedup is not None:
         slowest = min(one["speedups"][0]["low"] for one in latency)
         results.append(
@@ -45,9 +67,23 @@ def check_gates(
     if gates.max_latency_ms is not None:
         worst = max(_upper(one["latencies"][1]) for one in latency)
         results.append(_at_most("max_latency_ms", worst, gates.max_latency_ms))
-    if gates.max_size_mb is not None:
-        results.append(_at_most("max_size_mb", onnx_bytes / 1e6, gates.max_size_mb))
     return results
+
+
+def _doubted(
+    gate: GateResult, latency: Sequence[Mapping[str, Any]], allow_tainted: bool
+) -> GateResult:
+    """The same gate, not held where a figure is tainted, unless that is allowed."""
+    tainted = [
+        f"tainted on {one['device']}: {'; '.join(one['tainted'])}"
+        for one in latency
+        if one["tainted"]
+    ]
+    if not tainted:
+        return gate
+    if allow_tainted:
+        tainted.append("Allowed by profile.allow_tainted")
+    return gate.model_copy(update={"held": gate.held and allow_tainted, "note": ". ".join(tainted)})
 
 
 def _at_most(name: str, found: float, limit: float) -> GateResult:

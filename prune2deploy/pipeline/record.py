@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import platform
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 
 from prune2deploy import __version__
 from prune2deploy.doctor.machine import examine_machine
-from prune2deploy.latency import ProfileResult
+from prune2deploy.latency import Campaign
 from prune2deploy.pipeline import folder as files
 from prune2deploy.pipeline.folder import sha256_of
 from prune2deploy.pipeline.gates import check_gates
@@ -26,6 +25,7 @@ from prune2deploy.report import (
     FileRecord,
     FrozenChannels,
     GroupChoice,
+    LatencyFailure,
     LayerWeights,
     Metrics,
     NetworkFigures,
@@ -41,13 +41,13 @@ def gather_metrics(
     pruned: Pruned,
     before: NetworkFigures,
     after: NetworkFigures,
-    measured: Sequence[ProfileResult],
+    campaign: Campaign,
     stages: list[Stage],
     seconds: dict[str, float],
     folder: Path,
 ) -> Metrics:
     """Put together metrics.json, check the gates, and hash the files of the folder."""
-    latency: list[dict[str, Any]] = json.loads(json.dumps([r.to_dict() for r in measured]))
+    latency: list[dict[str, Any]] = json.loads(json.dumps([r.to_dict() for r in campaign.results]))
     metric = inputs.task.metric
     gates = check_gates(
         recipe.gates,
@@ -55,6 +55,8 @@ def gather_metrics(
         metric_after=after.metrics[metric],
         higher_is_better=inputs.task.higher_is_better,
         latency=latency,
+        not_measured=[failure.device for failure in campaign.failures],
+        allow_tainted=recipe.profile.allow_tainted,
         onnx_bytes=after.onnx_bytes,
     )
     checkpoint = recipe.model.checkpoint
@@ -78,15 +80,26 @@ def gather_metrics(
         after=after,
         pruning=_pruning(recipe, pruned, before, after),
         latency=latency,
+        latency_failures=[
+            LatencyFailure(device=one.device, message=one.message) for one in campaign.failures
+        ],
         gates=gates,
         seconds=seconds,
-        files={
-            path.name: FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size)
-            for path in sorted(folder.iterdir())
-            # Files that grow or are written after this are not in the list.
-            if path.is_file() and path.name not in (files.LOG, files.METRICS, files.SUMMARY)
-        },
+        files=_files(folder, [result.device for result in campaign.results]),
     )
+
+
+def _files(folder: Path, devices: list[str]) -> dict[str, FileRecord]:
+    """Hashes by name. Files that grow or are written after this are not in the list."""
+    later = (files.LOG, files.METRICS, files.SUMMARY)
+    paths = [path for path in folder.iterdir() if path.is_file() and path.name not in later]
+    paths += [folder / files.LATENCY / f"{device}.json" for device in devices]
+    return {
+        path.relative_to(folder).as_posix(): FileRecord(
+            sha256=sha256_of(path), bytes=path.stat().st_size
+        )
+        for path in sorted(paths)
+    }
 
 
 def _pruning(

@@ -13,8 +13,6 @@ from prune2deploy.yaml_text import Key
 
 Positive = Annotated[int, Field(ge=1)]
 
-_DEVICES = ("local",)
-
 
 class ModelSection(Section):
     """Where the trained network comes from."""
@@ -178,25 +176,30 @@ class ProfileSection(Section):
     """Where and how the latency is measured."""
 
     on: tuple[str, ...] = Field(
-        default=_DEVICES,
+        default=("local",),
         min_length=1,
-        description="Devices to measure on; 'local' is this machine.",
+        description="Devices to measure on: names of devices.yaml, or 'local', this machine.",
     )
-    threads: int = Field(default=1, ge=1, description="Threads of the runtime.")
+    threads: int | None = Field(
+        default=None, ge=1, description="Threads of the runtime; left out: as devices.yaml says."
+    )
     min_time_s: float = Field(
         default=5.0, gt=0, description="Seconds of timed runs per model, at the least."
     )
     batch: int = Field(default=1, ge=1, description="Images per run; the ONNX file's batch.")
+    retries: int = Field(
+        default=1,
+        ge=0,
+        description="How often a tainted measurement is tried again; the least tainted is kept.",
+    )
+    allow_tainted: bool = Field(
+        default=False, description="Whether gates may hold by figures that are tainted."
+    )
 
     @field_validator("on")
     @classmethod
-    def _devices_exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [name for name in names if name not in _DEVICES]
-        if unknown:
-            raise ValueError(
-                f"no device is named '{unknown[0]}': only 'local', this machine, exists in this "
-                "version"
-            )
+    def _devices_are_named_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        # Whether they exist, a run asks this machine's devices.yaml; a recipe is for any machine.
         if len(set(names)) != len(names):
             raise ValueError(f"names a device twice: {', '.join(names)}")
         return names

@@ -17,6 +17,7 @@ RECORDS: tuple[type[BaseModel], ...] = (
     metrics.GroupChoice,
     metrics.LayerWeights,
     metrics.FrozenChannels,
+    metrics.LatencyFailure,
     metrics.GateResult,
     metrics.FileRecord,
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class _Record(BaseModel):
@@ -105,9 +105,22 @@ class GateResult(_Record):
     """One gate of the recipe."""
 
     name: str = Field(description="Key of the gate in the recipe.")
-    held: bool = Field(description="Whether the result is within the limit.")
-    found: float = Field(description="The figure that was compared.")
+    held: bool = Field(description="Whether the measurement shows the result within the limit.")
+    found: float | None = Field(
+        description="The figure that was compared; null where a device was not measured, or "
+        "the samples give no interval."
+    )
     limit: float = Field(description="The limit in the recipe.")
+    note: str | None = Field(
+        default=None, description="Why it did not hold whatever the figure: not measured, tainted."
+    )
+
+
+class LatencyFailure(_Record):
+    """A device that could not be measured; the others were."""
+
+    device: str = Field(description="Its name.")
+    message: str = Field(description="What went wrong, and what to do.")
 
 
 class FileRecord(_Record):
@@ -138,11 +151,15 @@ class Metrics(_Record):
     pruning: Pruning = Field(description="What was cut.")
     latency: list[dict[str, Any]] = Field(
         description="Per device: conditions, latencies with 95 % intervals in ms, paired "
-        "speed-ups with 95 % intervals. Every sample is in latency.json."
+        "speed-ups with 95 % intervals, and the reasons why they are tainted, if any. Every sample "
+        "is in latency/DEVICE.json."
+    )
+    latency_failures: list[LatencyFailure] = Field(
+        default=[], description="Devices of the recipe that could not be measured."
     )
     gates: list[GateResult] = Field(description="Gates, in the order of the recipe.")
     seconds: dict[str, float] = Field(description="Wall time of each stage.")
-    files: dict[str, FileRecord] = Field(description="Files of the run's folder, by name.")
+    files: dict[str, FileRecord] = Field(description="Files of the run's folder, by path in it.")
 
 
 NetworkFigures.model_rebuild()
