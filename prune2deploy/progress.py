@@ -55,6 +55,11 @@ def task(label: str, total: float | None = None) -> Iterator[Task]:
         listener.close(shown)
 
 
+def current() -> Listener:
+    """Whoever shows the work now."""
+    return _listener.get()
+
+
 @contextmanager
 def use(listener: Listener) -> Iterator[None]:
     """Show all work inside the with-block on this listener."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from prune2deploy import progress
 from prune2deploy.cli.output import show
-from prune2deploy.cli.session import session
+from prune2deploy.cli.session import USER_ERROR, session, tell_error
 from prune2deploy.cli.values import (
     ArgsOption,
     ClassesOption,
@@ -19,10 +19,6 @@ from prune2deploy.cli.values import (
     parse_cores,
     parse_shape,
 )
-from prune2deploy.errors import DeviceError
-
-if TYPE_CHECKING:
-    from prune2deploy.latency import ProfileOptions
 
 CheckpointOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Trained weights of the model.")
@@ -127,16 +123,23 @@ def profile(
     on: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="DEVICE", help="A name of devices.yaml; may be repeated.  [default: local]"
+            "--on",
+            metavar="DEVICE",
+            help="Device of devices.yaml; may be repeated.  [default: local, this machine]",
         ),
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Threads of the runtime.  [default: the device's, or 1]"),
+        typer.Option(
+            min=1, help="Threads of the runtime.  [default: one per core named, or the device's]"
+        ),
     ] = None,
     cores: Annotated[
         str | None,
-        typer.Option(metavar="N,N", help="CPUs to run on, one per thread.  [default: chosen]"),
+        typer.Option(
+            metavar="LIST",
+            help="CPUs such as 2,3 or 4-7, one per thread, or auto.  [default: the device's]",
+        ),
     ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Images per run, where the file leaves it open.")
@@ -145,48 +148,66 @@ def profile(
         float, typer.Option("--min-time", metavar="SECONDS", help="Timed runs, for each model.")
     ] = 5.0,
     retries: Annotated[
-        int, typer.Option(min=0, help="How often to try again what was disturbed.")
+        int, typer.Option(min=0, help="How often a tainted measurement is tried again.")
     ] = 0,
     output: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Keep results in DIR/latency, and measure only what is not there yet.",
+            help="Keep each result as DIR/latency/DEVICE.json, and measure only what is missing.",
         ),
     ] = None,
-    again: Annotated[bool, typer.Option("--again", help="Measure also what is there.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Measure anew what is kept in --output.")
+    ] = False,
     layers: Annotated[
         bool, typer.Option("--layers", help="Show instead how long each layer takes.")
     ] = False,
 ) -> None:
-    """Time ONNX models on this machine or on devices; two or more are compared in turns.
+    """Time ONNX models on devices, all at once; two or more models are compared in turns.
 
-    A device that fails does not stop the others; the exit code is then 1.
+    Exit code: 0, or 1 if a device could not be measured (the others' results are shown).
     """
     pin = parse_cores(cores)
-    names = on or ["local"]
+    if threads is None and isinstance(pin, tuple):
+        threads = len(pin)
     with session() as work:
-        if output is not None:
-            work.kept = f"What was measured is kept in {output}."
-        from prune2deploy.latency import ProfileOptions, format_result, measure_on
+        from prune2deploy.latency import (
+            ProfileOptions,
+            ProfileResult,
+            ResultFolder,
+            format_result,
+            profile_devices,
+        )
 
+        devices = list(dict.fromkeys(on or ["local"]))
         options = ProfileOptions(threads=threads, pin=pin, batch=batch, min_time_s=min_time_s)
         if layers:
-            _show_layers(models, names, options)
+            from prune2deploy.latency import format_layers, profile_layers
+
+            for name in devices:
+                show(*format_layers(profile_layers(models, device=name, options=options)))
             return
-        found = measure_on(
-            names, models, options=options, retries=retries, output=output, again=again
-        )
-        for result in found.results:
-            show(format_result(result))
-            if result.device in found.kept:
-                show(f"{result.device}: measured before; --again measures anew")
-        if found.failures:
-            raise DeviceError("\n".join(failure.message for failure in found.failures))
-
-
-def _show_layers(models: list[Path], names: list[str], options: ProfileOptions) -> None:
-    from prune2deploy.latency import format_layers, profile_layers
-
-    for name in names:
-        show(*format_layers(profile_layers(models, device=name, options=options)))
+        folder = None
+        if output is not None:
+            folder = ResultFolder(output, again, lambda text: typer.echo(text, err=True))
+            work.kept = f"What was finished is kept in {folder.path / 'latency'}."
+        done: dict[str, ProfileResult] = {}
+        try:
+            campaign = profile_devices(
+                models,
+                devices,
+                options=options,
+                retries=retries,
+                folder=folder,
+                finished=lambda result: done.update({result.device: result}),
+            )
+        finally:
+            for result in (done[name] for name in devices if name in done):
+                show(format_result(result))
+                if result.attempts > 1:
+                    show(f"{result.device}: the least tainted of {result.attempts} attempts")
+    for failure in campaign.failures:
+        tell_error(failure.message)
+    if campaign.failures:
+        raise typer.Exit(USER_ERROR)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -131,7 +132,9 @@ class Lines:
 
     def say(self, text: str) -> None:
         """Write a line."""
-        print(text, file=self._stream, flush=True)
+        # One write, so that lines of several threads stay apart.
+        self._stream.write(text + "\n")
+        self._stream.flush()
 
     def _advanced(self, shown: Shown) -> None:
         now = self._clock()
@@ -151,6 +154,7 @@ class Bars:
 
         self._clock = clock
         self._open: list[Shown] = []
+        self._lock = threading.Lock()  # work begins and ends on several threads
         self._console = console
         # What the live area shows is asked for anew at every refresh: nothing to keep in step.
         self._live = Live(
@@ -160,16 +164,18 @@ class Bars:
     def open(self, label: str, total: float | None) -> Shown:
         """Begin a piece of work."""
         shown = Shown(label, total, _nothing, self._clock)
-        self._open.append(shown)
-        self._live.start()
+        with self._lock:
+            self._open.append(shown)
+            self._live.start()
         return shown
 
     def close(self, task: progress.Task) -> None:
         """End a piece of work."""
         assert isinstance(task, Shown)
-        self._open.remove(task)
-        if not self._open:
-            self._live.stop()
+        with self._lock:
+            self._open.remove(task)
+            if not self._open:
+                self._live.stop()
         if task.elapsed_s >= _WORTH_A_LINE_S:
             self.say(task.ending())
 

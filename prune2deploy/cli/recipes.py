@@ -9,7 +9,7 @@ import typer
 
 from prune2deploy import progress
 from prune2deploy.cli.output import show
-from prune2deploy.cli.session import GATE_FAILED, session
+from prune2deploy.cli.session import GATE_FAILED, USER_ERROR, session, tell_error
 from prune2deploy.cli.values import MODEL_HELP
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
@@ -36,7 +36,8 @@ def run(
 ) -> None:
     """Prune, fine-tune, export, check and measure, as the recipe says.
 
-    Exit code: 0 if every gate held, 3 if one failed (all results are kept), 1 for an error.
+    Exit code: 0 if every gate held, 3 if one failed (all results are kept), 1 for an error; also
+    if a device could not be measured (the others' results are kept).
     """
     with session() as work:
         with progress.task("Loading PyTorch"):
@@ -45,7 +46,6 @@ def run(
         # Before the imports below, which also take time: a slip in the recipe is told first.
         loaded = load_recipe(recipe, overrides or ())
 
-        from prune2deploy.errors import DeviceError
         from prune2deploy.pipeline import run_recipe
         from prune2deploy.report import results_table
 
@@ -53,8 +53,11 @@ def run(
         work.kept = f"What was finished is kept in {where}."
         result = run_recipe(loaded, output)
         show(results_table(result.metrics), f"Everything is in {result.folder}")
-        if result.unmeasured is not None:
-            raise DeviceError(result.unmeasured)
+    if result.failures:
+        for failure in result.failures:
+            tell_error(failure.message)
+        typer.echo(f"All else is kept. Measure the rest with: {result.measure_rest}", err=True)
+        raise typer.Exit(USER_ERROR)
     if not result.gates_held:
         raise typer.Exit(GATE_FAILED)
 

@@ -52,9 +52,14 @@ def session() -> Iterator[Session]:
         raise _fail(message) from err
 
 
+def tell_error(message: str) -> None:
+    """Print an error where more is to be said than one exception can."""
+    typer.echo(f"error: {message}", err=True)
+
+
 def _fail(message: str) -> typer.Exit:
     """Print an error and return what to raise."""
-    typer.echo(f"error: {message}", err=True)
+    tell_error(message)
     return typer.Exit(USER_ERROR)
 
 

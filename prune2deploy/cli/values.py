@@ -66,17 +66,23 @@ def parse_args(pairs: Sequence[str] | None) -> dict[str, Any]:
     return args
 
 
-def parse_cores(text: str | None) -> Literal["device"] | tuple[int, ...]:
-    """Read '2,3', CPUs to run on; left out, the device decides.
+def parse_cores(text: str | None) -> tuple[int, ...] | Literal["auto", "device"]:
+    """Read a list of CPUs such as '2,3' or '4-7', or 'auto'; None: as the device has it.
 
     Raises:
-        typer.BadParameter: it is not a list of CPU numbers.
+        typer.BadParameter: it is none of these.
     """
     if text is None:
         return "device"
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise typer.BadParameter(
-            f"'{text}' should be numbers of CPUs, such as 2,3", param_hint="--cores"
-        )
-    return tuple(map(int, parts))
+    if text == "auto":
+        return "auto"
+    cores: list[int] = []
+    for part in text.split(","):
+        first, dash, last = (word.strip() for word in part.partition("-"))
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+            raise typer.BadParameter(
+                f"'{text}' should be CPUs such as 2,3 or 4-7, or auto", param_hint="--cores"
+            )
+        cores += range(int(first), int(last) + 1)
+    return tuple(cores)

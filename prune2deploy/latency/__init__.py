@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from prune2deploy.latency.campaign import Campaign, Failure, check_names, measure_on
+from prune2deploy.latency.campaign import Campaign, Failure, profile_devices
 from prune2deploy.latency.format import format_result
+from prune2deploy.latency.kept import ResultFolder
 from prune2deploy.latency.layers import LayersResult, format_layers, profile_layers
 from prune2deploy.latency.profile import (
     Latency,
@@ -20,11 +21,11 @@ __all__ = [
     "LayersResult",
     "ProfileOptions",
     "ProfileResult",
+    "ResultFolder",
     "Speedup",
-    "check_names",
     "format_layers",
     "format_result",
-    "measure_on",
     "profile",
+    "profile_devices",
     "profile_layers",
 ]

@@ -1,49 +1,34 @@
-"""Measure the same models on several devices, keep what is there, and try again what was disturbed.
-
-Each device's result goes into a file of its own as soon as there is one. Who measures again gets
-the kept result, as long as models, options and device are the same.
-"""
+"""Measure on several devices at once. What one of them gets wrong does not stop the others."""
 
 from __future__ import annotations
 
-import contextvars
-import datetime
-import hashlib
-import json
 import logging
-import os
-import queue
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from prune2deploy import progress
-from prune2deploy.devices import CommonSettings, Devices, SshSettings, load_devices
-from prune2deploy.errors import DeviceError, Prune2DeployError, nearest_name_hint
+from prune2deploy.devices import CommonSettings, Devices, SshSettings, load_devices, open_device
+from prune2deploy.errors import DeviceError
+from prune2deploy.latency.kept import ResultFolder
 from prune2deploy.latency.profile import (
     ProfileOptions,
     ProfileResult,
     named_models,
     options_on,
     profile,
-    result_from_answer,
 )
+from prune2deploy.latency.side_by_side import side_by_side
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-FOLDER = "latency"
-_FORMAT = 1
-
-Measure = Callable[..., ProfileResult]
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A device without a result, and why."""
+    """A device that could not be measured, and why."""
 
     device: str
     message: str
@@ -51,203 +36,135 @@ class Failure:
 
 @dataclass(frozen=True)
 class Campaign:
-    """What came of it, in the order of the devices. kept: those that were measured before."""
+    """What came of it, both in the order in which the devices were named."""
 
     results: tuple[ProfileResult, ...]
     failures: tuple[Failure, ...]
-    kept: tuple[str, ...]
 
 
-def measure_on(
-    names: Sequence[str],
+def _ignore(result: ProfileResult) -> None:
+    pass
+
+
+def profile_devices(
     models: Sequence[Path] | Mapping[str, Path],
+    on: Sequence[str],
     *,
     options: ProfileOptions | None = None,
     devices: Devices | None = None,
     retries: int = 0,
-    output: Path | None = None,
-    again: bool = False,
-    measure: Measure = profile,
-    sleep: Callable[[float], None] = time.sleep,
+    folder: ResultFolder | None = None,
+    finished: Callable[[ProfileResult], None] = _ignore,
 ) -> Campaign:
-    """Measure models on each device, several machines at the same time.
+    """Measure ONNX files on devices in parallel; names of one machine wait for one another.
 
     Args:
-        names: of devices. A device that fails, fails alone.
-        models, options, devices: as for `profile`.
-        retries: how often a tainted measurement is done again, after the device's cooldown_s; the
-            one with the fewest reasons counts.
-        output: folder in whose folder `latency` each result is kept, and looked for; None: nowhere.
-        again: measure also what is there.
-        measure, sleep: `profile` and `time.sleep`, but for tests.
+        models, options, devices: see `profile`.
+        on: names of devices.
+        retries: how often a tainted result is measured again.
+        folder: where each result is kept as soon as it is there; what is there already is not
+            measured again. None: nothing is kept.
+        finished: gets each result as soon as it is there, possibly on another thread.
 
     Raises:
-        DeviceError: a name that nobody knows, or no model; nothing is measured then.
+        DeviceError: a file or a device does not exist; nothing was measured. What a device does
+            wrong later is among the failures.
     """
-    known = load_devices() if devices is None else devices
-    check_names(names, known)
+    options = options or ProfileOptions()
     paths = named_models(models)
-    asked = options or ProfileOptions()
-    stop = threading.Event()
+    known = load_devices() if devices is None else devices
+    names = list(dict.fromkeys(on))
+    for name in names:
+        open_device(name, known)  # nothing is connected yet: only unknown names are found
+    outcomes: dict[str, ProfileResult | Failure] = {}
+    if folder is not None:
+        folder.make()
+        for name in names:
+            filled_in = options_on(known[name], options)
+            kept = folder.find(name, paths, filled_in, known[name])
+            if kept is not None:
+                outcomes[name] = kept
+                finished(kept)
 
-    def one(name: str) -> tuple[ProfileResult, bool]:
-        file = None if output is None else output / FOLDER / f"{name}.json"
-        on_device = options_on(known[name], asked)
-        same = _same(paths, on_device, known[name])
-        if file is not None and not again:
-            found = _kept(file, name, paths, on_device, same)
-            if found is not None:
-                return found, True
-        result = _with_retries(name, paths, asked, known, retries, measure, sleep, stop)
-        if file is not None:
-            _keep(file, result, same)
-        return result, False
+    def measure(name: str) -> None:
+        try:
+            result = best_of(
+                lambda: profile(paths, device=name, options=options, devices=known),
+                retries=retries,
+                pause=lambda: cool_down(name, known[name].cooldown_s),
+            )
+        except DeviceError as err:
+            outcomes[name] = Failure(name, str(err))
+            return
+        outcomes[name] = result
+        finished(result)
+        if folder is not None:
+            folder.keep(result, known[name])
 
-    outcomes = _in_parallel(list(dict.fromkeys(names)), known, one, stop)
-    done = {n: o for n, o in outcomes.items() if not isinstance(o, Failure)}
+    missing = [name for name in names if name not in outcomes]
+    side_by_side(
+        [
+            [lambda name=name: measure(name) for name in chain]  # type: ignore[misc]
+            for chain in one_per_machine(missing, known)
+        ]
+    )
+    ordered = [outcomes[name] for name in names]
     return Campaign(
-        results=tuple(result for result, _ in done.values()),
-        failures=tuple(o for o in outcomes.values() if isinstance(o, Failure)),
-        kept=tuple(name for name, (_, kept) in done.items() if kept),
+        tuple(one for one in ordered if isinstance(one, ProfileResult)),
+        tuple(one for one in ordered if isinstance(one, Failure)),
     )
 
 
-def check_names(names: Sequence[str], known: Mapping[str, Any]) -> None:
-    """Refuse names of no device.
+def one_per_machine(names: Sequence[str], known: Mapping[str, CommonSettings]) -> list[list[str]]:
+    """Group devices that are one machine, as far as their hosts tell.
 
-    Raises:
-        DeviceError: the first of them.
+    Where they do not tell, the lock of the probe lets one wait for the other.
     """
-    for name in names:
-        if name not in known:
-            raise DeviceError(
-                f"No device is named '{name}'. {nearest_name_hint(name, known)} Add it with: "
-                f"prune2deploy devices add {name} --host HOST"
-            )
-
-
-def _in_parallel(
-    names: Sequence[str],
-    known: Devices,
-    one: Callable[[str], tuple[ProfileResult, bool]],
-    stop: threading.Event,
-) -> dict[str, tuple[ProfileResult, bool] | Failure]:
-    """Different machines at once, devices that are the same machine one after the other."""
-    machines: dict[str, list[str]] = {}
+    chains: dict[str, list[str]] = {}
     for name in names:
         settings = known[name]
-        place = settings.host if isinstance(settings, SshSettings) else "local"
-        machines.setdefault(place, []).append(name)
-    outcomes: dict[str, tuple[ProfileResult, bool] | Failure] = {}
-    broken: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
-
-    def run(some: Sequence[str]) -> None:
-        for name in some:
-            try:
-                outcomes[name] = one(name)
-            except Prune2DeployError as err:
-                outcomes[name] = Failure(name, str(err))
-            except BaseException as err:
-                broken.put(err)
-                return
-
-    if len(machines) == 1:
-        run(names)
-    else:
-        # Contexts are copied, so that progress is shown where it is for this thread.
-        threads = [
-            threading.Thread(target=contextvars.copy_context().run, args=(run, some), daemon=True)
-            for some in machines.values()
-        ]
-        try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        except BaseException:
-            stop.set()  # the next sign of life of each measurement ends it
-            for thread in threads:
-                thread.join(5)
-            raise
-    if not broken.empty():
-        raise broken.get()
-    return {name: outcomes[name] for name in names}
+        host = settings.host.lower() if isinstance(settings, SshSettings) else "localhost"
+        chains.setdefault("localhost" if host in _THIS_MACHINE else host, []).append(name)
+    return list(chains.values())
 
 
-def _with_retries(
-    name: str,
-    paths: Mapping[str, Path],
-    options: ProfileOptions,
-    known: Devices,
-    retries: int,
-    measure: Measure,
-    sleep: Callable[[float], None],
-    stop: threading.Event,
+def best_of(
+    measure: Callable[[], ProfileResult], *, retries: int, pause: Callable[[], None]
 ) -> ProfileResult:
-    best: ProfileResult | None = None
-    for attempt in range(1 + retries):
-        if attempt:
-            _cool_down(name, known[name].cooldown_s, sleep)
-        result = measure(paths, device=name, options=options, devices=known, stop=stop)
-        if best is None or len(result.tainted) <= len(best.tainted):
-            best = result
-        if not result.tainted:
+    """Measure until a result is not tainted, at most 1 + retries times, with pauses between.
+
+    Returns:
+        The result with the fewest reasons to doubt it, the last of these, with `attempts`.
+
+    Raises:
+        DeviceError: the first attempt fails. A later one that fails ends the attempts.
+    """
+    best = measure()
+    attempts = 1
+    while best.tainted and attempts <= retries:
+        pause()
+        attempts += 1
+        try:
+            result = measure()
+        except DeviceError as err:
+            _log.warning(
+                "%s: attempt %d failed, and the tainted result before it is kept. %s",
+                best.device,
+                attempts,
+                err,
+            )
             break
-        log.warning("%s: tainted: %s", name, "; ".join(result.tainted))
-    assert best is not None
-    return best
+        if len(result.tainted) <= len(best.tainted):
+            best = result
+    return replace(best, attempts=attempts)
 
 
-def _cool_down(name: str, seconds: float, sleep: Callable[[float], None]) -> None:
-    with progress.task(f"Letting {name} cool down", seconds) as shown:
+def cool_down(device: str, seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Wait, visibly, so that what heated or throttled a device can pass."""
+    with progress.task(f"{device}: cooling down", seconds) as shown:
         left = seconds
         while left > 0:
-            sleep(min(1.0, left))
-            shown.advance(min(1.0, left))
-            left -= 1.0
-
-
-def _same(
-    paths: Mapping[str, Path], options: ProfileOptions, settings: CommonSettings
-) -> dict[str, Any]:
-    """What must be equal for a kept result to count."""
-    models = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
-    device = settings.model_dump(mode="json", exclude={"cooldown_s", "connect_timeout_s", "folder"})
-    same = {"models": models, "options": asdict(options), "device": device}
-    plain: dict[str, Any] = json.loads(json.dumps(same))
-    return plain
-
-
-def _kept(
-    file: Path,
-    name: str,
-    paths: Mapping[str, Path],
-    options: ProfileOptions,
-    same: Mapping[str, Any],
-) -> ProfileResult | None:
-    if not file.is_file():
-        return None
-    try:
-        content = json.loads(file.read_text())
-        if content["format"] != _FORMAT or content["same"] != same:
-            log.info("%s: %s is of other models or options; measuring anew", name, file)
-            return None
-        result = result_from_answer(name, paths, options, content["answer"])
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        log.warning("%s: %s is damaged (%s) and is measured anew.", name, file, err)
-        return None
-    log.info("%s: measured before, on %s", name, content["measured"])
-    return result
-
-
-def _keep(file: Path, result: ProfileResult, same: Mapping[str, Any]) -> None:
-    content = {
-        "format": _FORMAT,
-        "measured": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "same": same,
-        "answer": result.answer,
-    }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as stream:
-        json.dump(content, stream)
-    os.replace(stream.name, file)
+            step = min(left, 1.0)
+            sleep(step)
+            shown.advance(step)
+            left -= step

@@ -6,7 +6,6 @@ The samples come from the probe, the intervals from statistics.py; this file joi
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -131,15 +130,17 @@ class Speedup:
 class ProfileResult:
     """What was measured on one device; `answer` is all that the probe said, with every sample.
 
-    `tainted` says what disturbed the measurement, a sentence each; it is empty where nothing did.
+    `tainted` has the reasons why the figures cannot be trusted; `attempts` is how often it was
+    measured until this result, the least tainted one.
     """
 
     device: str
     options: ProfileOptions
     latencies: tuple[Latency, ...]
     speedups: tuple[Speedup, ...]
-    tainted: tuple[str, ...]
     answer: Answer = field(repr=False)
+    tainted: tuple[str, ...] = ()
+    attempts: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures and their conditions for JSON, without the single samples."""
@@ -147,10 +148,11 @@ class ProfileResult:
         setup |= {key: self.answer[key] for key in ("watch",) if self.answer.get(key)}
         return {
             "device": self.device,
+            "tainted": list(self.tainted),
+            "attempts": self.attempts,
             "options": asdict(self.options),
             "latencies": [{**asdict(one), "path": str(one.path)} for one in self.latencies],
             "speedups": [asdict(one) for one in self.speedups],
-            "tainted": list(self.tainted),
             "setup": {
                 **setup,
                 "sessions": [model["setup"] for model in self.answer["models"]],
@@ -165,7 +167,6 @@ def profile(
     device: str = "local",
     options: ProfileOptions | None = None,
     devices: Devices | None = None,
-    stop: threading.Event | None = None,
 ) -> ProfileResult:
     """Measure ONNX files interleaved on a device; the first is the baseline of the speed-ups.
 
@@ -174,7 +175,6 @@ def profile(
             where two have the same.
         device: "local", or a name of devices.yaml.
         devices: the known ones; None: as devices.yaml has them.
-        stop: set by another thread, it ends the measurement.
 
     Raises:
         DeviceError: a file cannot be loaded there, the setting is not to be had, or the
@@ -186,19 +186,8 @@ def profile(
     with open_device(device, known) as opened:
         options = options_on(opened.settings, options)
         place = {name: opened.place(path) for name, path in paths.items()}
-        answer = _measured(opened, _job(place, opened.settings, options), options, stop)
+        answer = _measured(opened, _job(place, opened.settings, options), options)
     return result_from_answer(device, paths, options, answer)
-
-
-def named_models(models: Sequence[Path] | Mapping[str, Path]) -> dict[str, Path]:
-    """Return {name: file} of files that are there; raises DeviceError for one that is not."""
-    paths = dict(models) if isinstance(models, Mapping) else _named(models)
-    if not paths:
-        raise DeviceError("No model to measure: give at least one ONNX file.")
-    for path in paths.values():
-        if not path.is_file():
-            raise DeviceError(f"No model file at {path}. Give the path of an ONNX file.")
-    return paths
 
 
 def options_on(settings: CommonSettings, options: ProfileOptions) -> ProfileOptions:
@@ -213,21 +202,32 @@ def options_on(settings: CommonSettings, options: ProfileOptions) -> ProfileOpti
     return replace(options, threads=threads, pin=pin, spinning=spinning)
 
 
-def _measured(
-    device: Device, job: dict[str, Any], options: ProfileOptions, stop: threading.Event | None
-) -> Answer:
+def _measured(device: Device, job: dict[str, Any], options: ProfileOptions) -> Answer:
     with progress.task(f"Measuring on {device.name}", 1.0) as shown:
         told = 0.0
 
         def report(line: Mapping[str, Any]) -> None:
             nonlocal told
-            if stop is not None and stop.is_set():
-                raise DeviceError(f"Device '{device.name}': the measurement was stopped.")
             info = " ".join(str(line[key]) for key in ("stage", "model") if line[key])
             shown.advance(line["done"] - told, info)
             told = line["done"]
 
         return device.run_probe(job, time_limit_s=options.time_limit_s, report=report)
+
+
+def named_models(models: Sequence[Path] | Mapping[str, Path]) -> dict[str, Path]:
+    """Give each file its name; see `profile`.
+
+    Raises:
+        DeviceError: there is none, or one of them is missing.
+    """
+    paths = dict(models) if isinstance(models, Mapping) else _named(models)
+    if not paths:
+        raise DeviceError("No model to measure: give at least one ONNX file.")
+    for path in paths.values():
+        if not path.is_file():
+            raise DeviceError(f"No model file at {path}. Give the path of an ONNX file.")
+    return paths
 
 
 def _named(paths: Sequence[Path]) -> dict[str, Path]:

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 
 from prune2deploy.channels import Graph, trace
-from prune2deploy.devices import load_devices
-from prune2deploy.latency import check_names
 from prune2deploy.methods import METHODS
 from prune2deploy.models import check_forward, load_model
+from prune2deploy.pipeline.deploy import devices_for
 from prune2deploy.pipeline.inputs import Inputs, open_inputs
 from prune2deploy.pipeline.planning import plan
 from prune2deploy.pipeline.weights import weight_masks
@@ -27,7 +26,7 @@ def check_recipe(recipe: Recipe) -> CheckReport:
     Raises:
         Prune2DeployError: the first thing that does not fit.
     """
-    check_names(recipe.profile.on, load_devices())
+    devices_for(recipe.profile)
     inputs = open_inputs(recipe)
     graph = trace(inputs.model, inputs.example, recipe.prune.exclude)
     layers: list[LayerWeights] = []

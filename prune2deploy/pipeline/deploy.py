@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
 from torch import nn
 
 from prune2deploy.channels import trace
+from prune2deploy.devices import Devices, load_devices
+from prune2deploy.errors import DeviceError, nearest_name_hint
 from prune2deploy.export import export_model_file, onnx_metadata
-from prune2deploy.latency import Campaign, ProfileOptions, measure_on
+from prune2deploy.latency import Campaign, ProfileOptions, ResultFolder, profile_devices
 from prune2deploy.pipeline.inputs import EVALUATION_BATCH, Inputs
 from prune2deploy.recipe import OnnxSection, ProfileSection
 from prune2deploy.report import NetworkFigures, ParityFigures
@@ -68,12 +71,56 @@ def _batch_norms_in(path: Path) -> int:
     return sum(node.op_type == "BatchNormalization" for node in nodes)
 
 
-def profile_networks(
-    models: Mapping[str, Path], section: ProfileSection, seed: int, folder: Path
-) -> Campaign:
-    """Time the networks side by side on each device of the recipe; the first is the baseline.
+def devices_for(section: ProfileSection) -> Devices:
+    """Return this machine's devices, among them all that the recipe names.
 
-    folder: of the run, where results are kept.
+    Raises:
+        DeviceError: it names others, or a devices.yaml is not as it should be.
     """
-    options = ProfileOptions(threads=section.threads, min_time_s=section.min_time_s, seed=seed)
-    return measure_on(section.on, models, options=options, retries=section.retries, output=folder)
+    known = load_devices()
+    unknown = [name for name in section.on if name not in known]
+    if unknown:
+        one = unknown[0]
+        named = ", ".join(f"'{name}'" for name in unknown)
+        raise DeviceError(
+            f"profile.on names {named}, and no such device is known here. "
+            f"{nearest_name_hint(one, known)} Add it with: prune2deploy devices add {one} "
+            "--host HOST, or measure elsewhere: --set profile.on=[local]"
+        )
+    return known
+
+
+def profile_networks(
+    models: Mapping[str, Path],
+    section: ProfileSection,
+    *,
+    seed: int,
+    devices: Devices,
+    folder: Path,
+) -> Campaign:
+    """Time the networks on each device of the recipe; the first is the baseline.
+
+    folder: the run's; each device's samples are in it as soon as it is done.
+    """
+    return profile_devices(
+        models,
+        section.on,
+        options=ProfileOptions(threads=section.threads, min_time_s=section.min_time_s, seed=seed),
+        devices=devices,
+        retries=section.retries,
+        # A run measures what it made itself, whatever an --output folder held before.
+        folder=ResultFolder(folder, again=True),
+    )
+
+
+def measure_rest_command(
+    models: Sequence[Path], section: ProfileSection, devices: Sequence[str], folder: Path
+) -> str:
+    """Return the command that measures on these devices what a run could not."""
+    words = ["prune2deploy", "profile", *map(str, models)]
+    for name in devices:
+        words += ["--on", name]
+    if section.threads is not None:
+        words += ["--threads", str(section.threads)]
+    words += ["--min-time", f"{section.min_time_s:g}", "--retries", str(section.retries)]
+    return shlex.join([*words, "--output", str(folder)])

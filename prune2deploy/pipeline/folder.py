@@ -16,6 +16,7 @@ RECIPE = "recipe.yaml"
 LOG = "run.log"
 METRICS = "metrics.json"
 SUMMARY = "summary.md"
+LATENCY = "latency"  # a folder with one file per device
 PLAN = "plan.json"
 ORIGINAL_WEIGHTS = "original.safetensors"
 WEIGHTS = "pruned.safetensors"

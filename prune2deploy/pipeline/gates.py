@@ -16,59 +16,74 @@ def check_gates(
     metric_after: float,
     higher_is_better: bool,
     latency: Sequence[Mapping[str, Any]],
-    missing: Sequence[str] = (),
-    allow_tainted: bool = False,
     onnx_bytes: int,
+    not_measured: Sequence[str] = (),
+    allow_tainted: bool = False,
 ) -> list[GateResult]:
     """Compare figures with limits. A gate that the recipe does not set is not in the result.
 
     A speed-up counts with the lower end of its interval and a latency with the upper end
     of its median's: a gate holds only if the measurement shows it. With several devices
-    the worst one counts. A gate on the latency fails where a device is missing, and where a
-    measurement was disturbed unless that is allowed.
+    the worst one counts; one that was not measured could be it, so that nothing is shown then,
+    and figures that are tainted show nothing either, unless they are allowed.
 
     Args:
         metric_before, metric_after: on the test images; a drop is in their units.
         latency: per device as in metrics.json, the original first, the pruned second.
-        missing: devices that could not be measured on.
-        allow_tainted: of the recipe.
+        not_measured: devices that failed.
     """
     results = []
-    doubt = _doubt(latency, missing, allow_tainted)
     if gates.max_accuracy_drop is not None:
         drop = metric_before - metric_after if higher_is_better else metric_after - metric_before
         results.append(_at_most("max_accuracy_drop", drop, gates.max_accuracy_drop))
-    if gates.min_speedup is not None:
-        slowest = min((one["speedups"][0]["low"] for one in latency), default=None)
-        held = slowest is not None and slowest >= gates.min_speedup
-        results.append(_measured("min_speedup", held, slowest, gates.min_speedup, doubt))
-    if gates.max_latency_ms is not None:
-        worst = max((_upper(one["latencies"][1]) for one in latency), default=None)
-        held = worst is not None and worst <= gates.max_latency_ms
-        results.append(_measured("max_latency_ms", held, worst, gates.max_latency_ms, doubt))
+    if not_measured:
+        limits = {"min_speedup": gates.min_speedup, "max_latency_ms": gates.max_latency_ms}
+        note = f"not measured on {', '.join(not_measured)}"
+        results += [
+            GateResult(name=name, held=False, found=None, limit=limit, note=note)
+            for name, limit in limits.items()
+            if limit is not None
+        ]
+    else:
+        results += [_doubted(gate, latency, allow_tainted) for gate in _timed(gates, latency)]
     if gates.max_size_mb is not None:
         results.append(_at_most("max_size_mb", onnx_bytes / 1e6, gates.max_size_mb))
     return results
 
 
-def _doubt(
-    latency: Sequence[Mapping[str, Any]], missing: Sequence[str], allow_tainted: bool
-) -> str | None:
-    """Why no figure of these measurements can show that a gate holds; None if they can."""
-    doubts = [f"{name} was not measured" for name in missing]
-    if not allow_tainted:
-        doubts += [
-            f"tainted on {one['device']}: {reason}"
-            for one in latency
-            for reason in one.get("tainted", ())
-        ]
-    return "; ".join(doubts) or None
+def _timed(gates: GatesSection, latency: Sequence[Mapping[str, Any]]) -> list[GateResult]:
+    """The gates on latency, by the figures alone."""
+    results = []
+    if gates.min_speedup is not None:
+        slowest = min(one["speedups"][0]["low"] for one in latency)
+        results.append(
+            GateResult(
+                name="min_speedup",
+                held=slowest >= gates.min_speedup,
+                found=slowest,
+                limit=gates.min_speedup,
+            )
+        )
+    if gates.max_latency_ms is not None:
+        worst = max(_upper(one["latencies"][1]) for one in latency)
+        results.append(_at_most("max_latency_ms", worst, gates.max_latency_ms))
+    return results
 
 
-def _measured(
-    name: str, held: bool, found: float | None, limit: float, doubt: str | None
+def _doubted(
+    gate: GateResult, latency: Sequence[Mapping[str, Any]], allow_tainted: bool
 ) -> GateResult:
-    return GateResult(name=name, held=held and doubt is None, found=found, limit=limit, note=doubt)
+    """The same gate, not held where a figure is tainted, unless that is allowed."""
+    tainted = [
+        f"tainted on {one['device']}: {'; '.join(one['tainted'])}"
+        for one in latency
+        if one["tainted"]
+    ]
+    if not tainted:
+        return gate
+    if allow_tainted:
+        tainted.append("Allowed by profile.allow_tainted")
+    return gate.model_copy(update={"held": gate.held and allow_tainted, "note": ". ".join(tainted)})
 
 
 def _at_most(name: str, found: float, limit: float) -> GateResult:

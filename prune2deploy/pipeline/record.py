@@ -22,10 +22,10 @@ from prune2deploy.pipeline.pruning import Pruned
 from prune2deploy.pipeline.weights import layer_weights
 from prune2deploy.recipe import Recipe
 from prune2deploy.report import (
-    DeviceFailure,
     FileRecord,
     FrozenChannels,
     GroupChoice,
+    LatencyFailure,
     LayerWeights,
     Metrics,
     NetworkFigures,
@@ -41,13 +41,13 @@ def gather_metrics(
     pruned: Pruned,
     before: NetworkFigures,
     after: NetworkFigures,
-    measured: Campaign,
+    campaign: Campaign,
     stages: list[Stage],
     seconds: dict[str, float],
     folder: Path,
 ) -> Metrics:
     """Put together metrics.json, check the gates, and hash the files of the folder."""
-    latency: list[dict[str, Any]] = json.loads(json.dumps([r.to_dict() for r in measured.results]))
+    latency: list[dict[str, Any]] = json.loads(json.dumps([r.to_dict() for r in campaign.results]))
     metric = inputs.task.metric
     gates = check_gates(
         recipe.gates,
@@ -55,7 +55,7 @@ def gather_metrics(
         metric_after=after.metrics[metric],
         higher_is_better=inputs.task.higher_is_better,
         latency=latency,
-        missing=[failure.device for failure in measured.failures],
+        not_measured=[failure.device for failure in campaign.failures],
         allow_tainted=recipe.profile.allow_tainted,
         onnx_bytes=after.onnx_bytes,
     )
@@ -81,19 +81,25 @@ def gather_metrics(
         pruning=_pruning(recipe, pruned, before, after),
         latency=latency,
         latency_failures=[
-            DeviceFailure(device=one.device, message=one.message) for one in measured.failures
+            LatencyFailure(device=one.device, message=one.message) for one in campaign.failures
         ],
         gates=gates,
         seconds=seconds,
-        files={
-            str(path.relative_to(folder)): FileRecord(
-                sha256=sha256_of(path), bytes=path.stat().st_size
-            )
-            for path in sorted(folder.rglob("*"))
-            # Files that grow or are written after this are not in the list.
-            if path.is_file() and path.name not in (files.LOG, files.METRICS, files.SUMMARY)
-        },
+        files=_files(folder, [result.device for result in campaign.results]),
     )
+
+
+def _files(folder: Path, devices: list[str]) -> dict[str, FileRecord]:
+    """Hashes by name. Files that grow or are written after this are not in the list."""
+    later = (files.LOG, files.METRICS, files.SUMMARY)
+    paths = [path for path in folder.iterdir() if path.is_file() and path.name not in later]
+    paths += [folder / files.LATENCY / f"{device}.json" for device in devices]
+    return {
+        path.relative_to(folder).as_posix(): FileRecord(
+            sha256=sha256_of(path), bytes=path.stat().st_size
+        )
+        for path in sorted(paths)
+    }
 
 
 def _pruning(

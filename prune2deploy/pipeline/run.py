@@ -15,12 +15,17 @@ from torch import nn
 
 from prune2deploy import __version__
 from prune2deploy.channels import save_pruned, save_weights
-from prune2deploy.devices import load_devices
-from prune2deploy.latency import Campaign, check_names
+from prune2deploy.devices import Devices
+from prune2deploy.latency import Campaign
 from prune2deploy.methods import METHODS
 from prune2deploy.methods.common.weights import MaskKeeper
 from prune2deploy.pipeline import folder as files
-from prune2deploy.pipeline.deploy import export_network, profile_networks
+from prune2deploy.pipeline.deploy import (
+    devices_for,
+    export_network,
+    measure_rest_command,
+    profile_networks,
+)
 from prune2deploy.pipeline.folder import RunFolder
 from prune2deploy.pipeline.inputs import EVALUATION_BATCH, Inputs, open_inputs, train_settings
 from prune2deploy.pipeline.pruning import Pruned, prune
@@ -29,6 +34,7 @@ from prune2deploy.pipeline.weights import prune_weights
 from prune2deploy.recipe import Recipe, TrainSection, dump_recipe
 from prune2deploy.report import (
     GateResult,
+    LatencyFailure,
     Metrics,
     NetworkFigures,
     Stage,
@@ -41,29 +47,24 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run leaves."""
+    """What a finished run leaves.
+
+    measure_rest: the command that measures on the devices that failed; None: none did.
+    """
 
     folder: Path
     metrics: Metrics
+    measure_rest: str | None = None
+
+    @property
+    def failures(self) -> list[LatencyFailure]:
+        """Every device that could not be measured."""
+        return self.metrics.latency_failures
 
     @property
     def gates(self) -> list[GateResult]:
         """Every gate of the recipe with its verdict."""
         return self.metrics.gates
-
-    @property
-    def unmeasured(self) -> str | None:
-        """On which devices nothing was measured, and the command that does; None if on all."""
-        failures = self.metrics.latency_failures
-        if not failures:
-            return None
-        told = "\n".join(failure.message for failure in failures)
-        on = " ".join(f"--on {failure.device}" for failure in failures)
-        models = " ".join(str(self.folder / file) for file in files.ONNX.values())
-        return (
-            f"{told}\nAll else is done. What is missing: prune2deploy profile {models} {on} "
-            f"--output {self.folder}"
-        )
 
     @property
     def gates_held(self) -> bool:
@@ -78,6 +79,7 @@ class _Run:
     recipe: Recipe
     folder: RunFolder
     inputs: Inputs
+    devices: Devices
     stages: list[Stage] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -110,7 +112,8 @@ def run_recipe(recipe: Recipe, output: Path | None = None) -> RunResult:
         output: folder for the results; None: the first free of runs/NAME, runs/NAME-2, ….
 
     Returns:
-        The folder and metrics. Gates that failed raise nothing: see `gates_held`.
+        The folder and metrics. Gates and devices that failed raise nothing: see `gates_held`
+        and `failures`.
 
     Raises:
         Prune2DeployError: something the user can mend; what was made so far is kept.
@@ -118,14 +121,14 @@ def run_recipe(recipe: Recipe, output: Path | None = None) -> RunResult:
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     started = time.perf_counter()
-    check_names(recipe.profile.on, load_devices())
+    devices = devices_for(recipe.profile)
     # Opened first: a recipe that does not fit its files leaves no folder behind.
     inputs = open_inputs(recipe)
     folder = RunFolder.create(output, recipe.name)
     with folder.logging():
         log.info("prune2deploy %s, recipe '%s'", __version__, recipe.name)
         folder.write(files.RECIPE, dump_recipe(recipe))
-        run = _Run(recipe, folder, inputs)
+        run = _Run(recipe, folder, inputs, devices)
         run.seconds["open"] = round(time.perf_counter() - started, 3)
         try:
             return _stages(run)
@@ -160,14 +163,14 @@ def _stages(run: _Run) -> RunResult:
         before = _export(run, "original", original, run.stages[0])
         after = _export(run, "pruned", pruned.model, run.stages[-1])
     with run.timed("profile"):
-        measured = _profile(run)
+        campaign = _profile(run)
     metrics = gather_metrics(
         recipe=recipe,
         inputs=inputs,
         pruned=pruned,
         before=before,
         after=after,
-        measured=measured,
+        campaign=campaign,
         stages=run.stages,
         seconds=run.seconds,
         folder=folder.path,
@@ -176,9 +179,14 @@ def _stages(run: _Run) -> RunResult:
     folder.write(files.SUMMARY, summary_markdown(metrics))
     for gate in metrics.gates:
         log.info(
-            "Gate %s: held %s, found %g, limit %g", gate.name, gate.held, gate.found, gate.limit
+            "Gate %s: held %s, found %s, limit %g%s",
+            gate.name,
+            gate.held,
+            "nothing" if gate.found is None else f"{gate.found:g}",
+            gate.limit,
+            f" ({gate.note})" if gate.note else "",
         )
-    return RunResult(folder.path, metrics)
+    return RunResult(folder.path, metrics, _measure_rest(run, campaign))
 
 
 def _train(
@@ -208,9 +216,27 @@ def _export(run: _Run, name: str, model: nn.Module, stage: Stage) -> NetworkFigu
     return export_network(model, path, run.inputs, run.recipe.export.onnx, stage.metrics)
 
 
+def _onnx_files(run: _Run) -> dict[str, Path]:
+    return {name: run.folder.file(file) for name, file in files.ONNX.items()}
+
+
 def _profile(run: _Run) -> Campaign:
-    models = {name: run.folder.file(file) for name, file in files.ONNX.items()}
-    found = profile_networks(models, run.recipe.profile, run.recipe.seed, run.folder.path)
-    for failure in found.failures:
-        log.error("Not measured: %s", failure.message)
-    return found
+    recipe = run.recipe
+    campaign = profile_networks(
+        _onnx_files(run),
+        recipe.profile,
+        seed=recipe.seed,
+        devices=run.devices,
+        folder=run.folder.path,
+    )
+    for failure in campaign.failures:
+        log.error("Not measured on %s: %s", failure.device, failure.message)
+    return campaign
+
+
+def _measure_rest(run: _Run, campaign: Campaign) -> str | None:
+    if not campaign.failures:
+        return None
+    failed = [failure.device for failure in campaign.failures]
+    models = list(_onnx_files(run).values())
+    return measure_rest_command(models, run.recipe.profile, failed, run.folder.path)

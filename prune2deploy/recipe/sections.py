@@ -175,29 +175,31 @@ class ExportSection(Section):
 class ProfileSection(Section):
     """Where and how the latency is measured."""
 
-    on: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+    on: tuple[str, ...] = Field(
         default=("local",),
         min_length=1,
-        description="Devices to measure on: names of devices.yaml; 'local' is this machine.",
+        description="Devices to measure on: names of devices.yaml, or 'local', this machine.",
     )
     threads: int | None = Field(
-        default=None, ge=1, description="Threads of the runtime; left out: the device's, or 1."
+        default=None, ge=1, description="Threads of the runtime; left out: as devices.yaml says."
     )
     min_time_s: float = Field(
         default=5.0, gt=0, description="Seconds of timed runs per model, at the least."
     )
     batch: int = Field(default=1, ge=1, description="Images per run; the ONNX file's batch.")
     retries: int = Field(
-        default=1, ge=0, description="How often a disturbed measurement is done again."
+        default=1,
+        ge=0,
+        description="How often a tainted measurement is tried again; the least tainted is kept.",
     )
     allow_tainted: bool = Field(
-        default=False,
-        description="Whether gates on latency may hold although the measurement was disturbed.",
+        default=False, description="Whether gates may hold by figures that are tainted."
     )
 
     @field_validator("on")
     @classmethod
-    def _no_device_twice(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _devices_are_named_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        # Whether they exist, a run asks this machine's devices.yaml; a recipe is for any machine.
         if len(set(names)) != len(names):
             raise ValueError(f"names a device twice: {', '.join(names)}")
         return names

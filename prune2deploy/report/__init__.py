@@ -3,11 +3,11 @@
 from prune2deploy.report.check import CheckReport, check_table
 from prune2deploy.report.groups import groups_table
 from prune2deploy.report.metrics import (
-    DeviceFailure,
     FileRecord,
     FrozenChannels,
     GateResult,
     GroupChoice,
+    LatencyFailure,
     LayerWeights,
     Metrics,
     NetworkFigures,
@@ -21,11 +21,11 @@ from prune2deploy.report.tables import results_table
 
 __all__ = [
     "CheckReport",
-    "DeviceFailure",
     "FileRecord",
     "FrozenChannels",
     "GateResult",
     "GroupChoice",
+    "LatencyFailure",
     "LayerWeights",
     "Metrics",
     "NetworkFigures",

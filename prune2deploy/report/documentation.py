@@ -17,8 +17,8 @@ RECORDS: tuple[type[BaseModel], ...] = (
     metrics.GroupChoice,
     metrics.LayerWeights,
     metrics.FrozenChannels,
+    metrics.LatencyFailure,
     metrics.GateResult,
-    metrics.DeviceFailure,
     metrics.FileRecord,
 )
 

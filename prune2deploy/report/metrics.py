@@ -105,22 +105,22 @@ class GateResult(_Record):
     """One gate of the recipe."""
 
     name: str = Field(description="Key of the gate in the recipe.")
-    held: bool = Field(description="Whether the result is within the limit.")
+    held: bool = Field(description="Whether the measurement shows the result within the limit.")
     found: float | None = Field(
-        description="The figure that was compared; null: there is none, and the gate failed."
+        description="The figure that was compared; null where a device was not measured, or "
+        "the samples give no interval."
     )
     limit: float = Field(description="The limit in the recipe.")
     note: str | None = Field(
-        default=None,
-        description="Why the figure counts for nothing: a disturbed measurement, a missing device.",
+        default=None, description="Why it did not hold whatever the figure: not measured, tainted."
     )
 
 
-class DeviceFailure(_Record):
-    """A device that could not be measured on."""
+class LatencyFailure(_Record):
+    """A device that could not be measured; the others were."""
 
     device: str = Field(description="Its name.")
-    message: str = Field(description="Why, and what to do.")
+    message: str = Field(description="What went wrong, and what to do.")
 
 
 class FileRecord(_Record):
@@ -151,15 +151,15 @@ class Metrics(_Record):
     pruning: Pruning = Field(description="What was cut.")
     latency: list[dict[str, Any]] = Field(
         description="Per device: conditions, latencies with 95 % intervals in ms, paired "
-        "speed-ups with 95 % intervals, and what disturbed it (tainted). Every sample is in the "
-        "folder latency."
+        "speed-ups with 95 % intervals, and the reasons why they are tainted, if any. Every sample "
+        "is in latency/DEVICE.json."
     )
-    latency_failures: list[DeviceFailure] = Field(
-        default=[], description="Devices that could not be measured on."
+    latency_failures: list[LatencyFailure] = Field(
+        default=[], description="Devices of the recipe that could not be measured."
     )
     gates: list[GateResult] = Field(description="Gates, in the order of the recipe.")
     seconds: dict[str, float] = Field(description="Wall time of each stage.")
-    files: dict[str, FileRecord] = Field(description="Files of the run's folder, by name.")
+    files: dict[str, FileRecord] = Field(description="Files of the run's folder, by path in it.")
 
 
 NetworkFigures.model_rebuild()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prune2deploy.report.metrics import LayerWeights, Metrics
-from prune2deploy.report.tables import comparison_rows, conditions, gate_figures, taints
+from prune2deploy.report.tables import comparison_rows, conditions, doubts, gate_findings
 
 
 def summary_markdown(metrics: Metrics) -> str:
@@ -11,8 +11,9 @@ def summary_markdown(metrics: Metrics) -> str:
     lines = [f"# {metrics.name}", "", "| | before | after | change |", "|---|---:|---:|---:|"]
     lines += [f"| {' | '.join(row)} |" for row in comparison_rows(metrics)]
     lines += ["", conditions(metrics), ""]
-    lines += [f"**Tainted** on {device}: {why}\n" for device, why in taints(metrics)]
-    lines += [f"**Not measured**: {one.message}\n" for one in metrics.latency_failures]
+    doubted = doubts(metrics)
+    if doubted:
+        lines += [*(f"- {line}" for line in doubted), ""]
     pruning = metrics.pruning
     unit, share = next(iter(pruning.budget.items()))
     kept = pruning.kept_share
@@ -30,7 +31,7 @@ def summary_markdown(metrics: Metrics) -> str:
     ]
     for gate in metrics.gates:
         verdict = "held" if gate.held else "**failed**"
-        lines.append(f"- gate `{gate.name}`: {verdict} ({gate_figures(gate)})")
+        lines.append(f"- gate `{gate.name}`: {verdict} ({gate_findings(gate)})")
     for name, record in metrics.files.items():
         lines.append(f"- `{name}`: {record.bytes:,} bytes, sha256 `{record.sha256[:16]}…`")
     machine = metrics.machine

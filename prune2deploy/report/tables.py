@@ -59,26 +59,50 @@ def _latency_rows(measured: dict[str, Any]) -> list[Row]:
     old, new = measured["latencies"][:2]
     faster = measured["speedups"][0]
     device = measured["device"]
-    mark = " (tainted)" if measured.get("tainted") else ""
-    speed = f"{faster['ratio']:.2f}× faster [{faster['low']:.2f}, {faster['high']:.2f}]{mark}"
+    # Behind every figure: each may be copied for itself.
+    mark = " tainted" if measured["tainted"] else ""
+    speed = f"{faster['ratio']:.2f}× faster [{faster['low']:.2f}, {faster['high']:.2f}]"
     rows = [
         (
             f"latency on {device}, median",
-            milliseconds(old["median_ms"], old["median_ci95_ms"]),
-            milliseconds(new["median_ms"], new["median_ci95_ms"]),
-            speed,
+            milliseconds(old["median_ms"], old["median_ci95_ms"]) + mark,
+            milliseconds(new["median_ms"], new["median_ci95_ms"]) + mark,
+            speed + mark,
         )
     ]
     if old["p90_ms"] is not None and new["p90_ms"] is not None:
         rows.append(
             (
                 f"latency on {device}, p90",
-                milliseconds(old["p90_ms"], old["p90_ci95_ms"]),
-                milliseconds(new["p90_ms"], new["p90_ci95_ms"]),
-                f"{old['p90_ms'] / new['p90_ms']:.2f}×",
+                milliseconds(old["p90_ms"], old["p90_ci95_ms"]) + mark,
+                milliseconds(new["p90_ms"], new["p90_ci95_ms"]) + mark,
+                f"{old['p90_ms'] / new['p90_ms']:.2f}×{mark}",
             )
         )
     return rows
+
+
+def doubts(metrics: Metrics) -> list[str]:
+    """Why figures are tainted, and where there are none: one line per device."""
+    lines = [
+        f"latency on {one['device']} is tainted, after {one['attempts']} attempt(s): "
+        + "; ".join(one["tainted"])
+        for one in metrics.latency
+        if one["tainted"]
+    ]
+    # The rest of a message is what a program on the device said; metrics.json has it.
+    lines += [
+        f"latency on {one.device} was not measured: {one.message.splitlines()[0]}"
+        for one in metrics.latency_failures
+    ]
+    return lines
+
+
+def gate_findings(gate: GateResult) -> str:
+    """What was found, the limit, and what else made the verdict."""
+    parts = [] if gate.found is None else [f"found {gate.found:.4g}"]
+    parts.append(f"limit {gate.limit:.4g}")
+    return ", ".join(parts) + (f"; {gate.note}" if gate.note else "")
 
 
 def results_table(metrics: Metrics) -> Stack:
@@ -90,38 +114,27 @@ def results_table(metrics: Metrics) -> Stack:
     for row in comparison_rows(metrics):
         table.add_row(*map(escape, row))
     parts: list[Any] = [table, Text(conditions(metrics), style="dim")]
-    parts += [Text(f"TAINTED on {d}: {why}", style="bold yellow") for d, why in taints(metrics)]
-    for failure in metrics.latency_failures:
-        parts.append(Text(f"NOT MEASURED: {failure.message}", style="bold red"))
+    parts += [Text(line, style="yellow") for line in doubts(metrics)]
     for note in metrics.pruning.notes:
         parts.append(Text(f"note: {note}"))
     for gate in metrics.gates:
         verdict = "held" if gate.held else "FAILED"
         style = "green" if gate.held else "bold red"
-        line = f"gate {gate.name}: {verdict} ({gate_figures(gate)})"
-        parts.append(Text(line, style=style))
+        parts.append(Text(f"gate {gate.name}: {verdict} ({gate_findings(gate)})", style=style))
     return Stack(*parts)
-
-
-def gate_figures(gate: GateResult) -> str:
-    """What was found and what the limit is, in words."""
-    found = "nothing" if gate.found is None else f"{gate.found:.4g}"
-    note = "" if gate.note is None else f"; {gate.note}"
-    return f"found {found}, limit {gate.limit:.4g}{note}"
-
-
-def taints(metrics: Metrics) -> list[tuple[str, str]]:
-    """Device and reason of everything that disturbed a measurement."""
-    return [(one["device"], why) for one in metrics.latency for why in one.get("tainted", ())]
 
 
 def conditions(metrics: Metrics) -> str:
     """One line on what the latency figures mean."""
     if not metrics.latency:
         return "Latency was not measured."
-    options = metrics.latency[0]["options"]
+    threads = {one["device"]: f"{one['options']['threads']} thread(s)" for one in metrics.latency}
+    if len(set(threads.values())) == 1:
+        shown = next(iter(threads.values()))
+    else:
+        shown = ", ".join(f"{count} on {device}" for device, count in threads.items())
     batch = metrics.latency[0]["latencies"][0]["batch"]
     return (
-        f"Latency: ONNX Runtime, {options['threads']} thread(s), batch {batch}, both models "
+        f"Latency: ONNX Runtime, {shown}, batch {batch}, both models "
         "interleaved; brackets are 95 % intervals, the speed-up is paired by block."
     )

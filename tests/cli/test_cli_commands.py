@@ -39,7 +39,7 @@ class Recorder:
 
 def finished(*, held: bool) -> SimpleNamespace:
     return SimpleNamespace(
-        folder=Path("/runs/x"), metrics="the figures", gates_held=held, unmeasured=None
+        folder=Path("/runs/x"), metrics="the figures", gates_held=held, failures=[]
     )
 
 
@@ -58,6 +58,23 @@ def test_run_prints_the_results_and_exits_by_the_gates(
     assert loaded.seed == 7
     assert loaded.finetune is not None
     assert output is None
+
+
+def test_run_says_what_could_not_be_measured_and_how_to_catch_up(
+    call: Call, room: Room, recipe: Path
+) -> None:
+    outcome = finished(held=False)
+    outcome.failures = [SimpleNamespace(message="pi5 is off"), SimpleNamespace(message="orin too")]
+    outcome.measure_rest = "prune2deploy profile ..."
+    room("pipeline", run_recipe=Recorder(outcome))
+    room("report", results_table=lambda metrics: f"table of {metrics}")
+    result = call("run", recipe)
+    assert result.exit_code == 1
+    assert result.stdout == "table of the figures\nEverything is in /runs/x\n"
+    assert result.stderr.endswith(
+        "error: pi5 is off\nerror: orin too\n"
+        "All else is kept. Measure the rest with: prune2deploy profile ...\n"
+    )
 
 
 def test_run_takes_an_output_folder(call: Call, room: Room, recipe: Path) -> None:
@@ -225,51 +242,105 @@ def test_export_says_nothing_of_random_weights_where_a_checkpoint_is_named(
     assert "random ones" not in result.stdout
 
 
-def measured(*failures: str) -> SimpleNamespace:
-    return SimpleNamespace(
-        results=[SimpleNamespace(device="pi5")],
-        failures=[SimpleNamespace(message=text) for text in failures],
-        kept=("pi5",),
-    )
+class FakeLatency:
+    """The room `latency`, of which the devices in `finishing` come to an end."""
+
+    def __init__(self, room: Room, *finishing: str, error: BaseException | None = None) -> None:
+        self.finishing, self.error = finishing, error
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        room(
+            "latency",
+            profile_devices=self.measure,
+            ProfileOptions=lambda **options: options,
+            ProfileResult=SimpleNamespace,
+            ResultFolder=lambda path, again, say: SimpleNamespace(path=path, again=again, say=say),
+            format_result=lambda result: f"table of {result.device}",
+        )
+
+    def measure(self, *args: Any, finished: Callable[[Any], None], **keywords: Any) -> Any:
+        self.calls.append((args, keywords))
+        for name in self.finishing:
+            finished(SimpleNamespace(device=name, attempts=1))
+        if self.error is not None:
+            raise self.error
+        failed = [name for name in args[1] if name not in self.finishing]
+        return SimpleNamespace(
+            failures=[SimpleNamespace(message=f"{name} is off") for name in failed]
+        )
 
 
 def test_profile_hands_over_the_files_and_options(call: Call, room: Room) -> None:
-    measure = Recorder(measured())
-    room(
-        "latency",
-        measure_on=measure,
-        ProfileOptions=lambda **options: options,
-        format_result=lambda result: f"table of {result.device}",
-    )
+    latency = FakeLatency(room, "local")
     result = call(
-        *("profile", "a.onnx", "b.onnx", "--threads", "2", "--min-time", "1.5", "--on", "pi5"),
-        *("--on", "local", "--cores", "2,3", "--retries", "2", "--output", "here"),
+        *("profile", "a.onnx", "b.onnx", "--threads", "2", "--cores", "3,5", "--batch", "4"),
+        *("--min-time", "1.5", "--retries", "2"),
     )
-    assert result.exit_code == 0
-    assert "table of pi5" in result.stdout
-    assert "pi5: measured before; --again measures anew" in result.stdout
-    assert measure.only == (
-        (["pi5", "local"], [Path("a.onnx"), Path("b.onnx")]),
-        {
-            "options": {"threads": 2, "pin": (2, 3), "batch": None, "min_time_s": 1.5},
-            "retries": 2,
-            "output": Path("here"),
-            "again": False,
-        },
-    )
+    assert (result.exit_code, result.stdout) == (0, "table of local\n")
+    options = {"threads": 2, "pin": (3, 5), "batch": 4, "min_time_s": 1.5}
+    assert latency.calls == [
+        (
+            ([Path("a.onnx"), Path("b.onnx")], ["local"]),
+            {"options": options, "retries": 2, "folder": None},
+        )
+    ]
 
 
-def test_a_device_that_failed_is_told_after_the_others(call: Call, room: Room) -> None:
-    room(
-        "latency",
-        measure_on=Recorder(measured("Device 'orin': switched off.")),
-        ProfileOptions=lambda **options: options,
-        format_result=lambda result: f"table of {result.device}",
-    )
-    result = call("profile", "a.onnx", "--on", "pi5", "--on", "orin")
+def test_profile_leaves_to_the_device_what_is_left_out(call: Call, room: Room) -> None:
+    latency = FakeLatency(room, "pi5")
+    call("profile", "a.onnx", "--on", "pi5")
+    assert latency.calls[0][1]["options"] == {
+        "threads": None,
+        "pin": "device",
+        "batch": None,
+        "min_time_s": 5.0,
+    }
+    assert latency.calls[0][1]["retries"] == 0
+
+
+@pytest.mark.parametrize(
+    ("cores", "pin", "threads"),
+    [("2", (2,), 1), ("0,2-4", (0, 2, 3, 4), 4), ("auto", "auto", None)],
+)
+def test_profile_takes_cores_one_per_thread(
+    call: Call, room: Room, cores: str, pin: object, threads: int | None
+) -> None:
+    latency = FakeLatency(room, "local")
+    call("profile", "a.onnx", "--cores", cores)
+    options = latency.calls[0][1]["options"]
+    assert (options["pin"], options["threads"]) == (pin, threads)
+
+
+@pytest.mark.parametrize("cores", ["", "a", "3-1", "1,,2", "1-"])
+def test_profile_refuses_cores_that_are_none(call: Call, cores: str) -> None:
+    result = call("profile", "a.onnx", "--cores", cores)
+    assert result.exit_code == 2
+    assert "--cores" in result.stderr
+
+
+def test_profile_shows_what_it_has_before_what_failed(call: Call, room: Room) -> None:
+    FakeLatency(room, "local", "orin")
+    devices = [word for name in ("orin", "pi5", "local", "nano") for word in ("--on", name)]
+    result = call("profile", "a.onnx", *devices)
     assert result.exit_code == 1
-    assert "table of pi5" in result.stdout
-    assert "'orin': switched off" in result.stderr
+    assert result.stdout == "table of orin\ntable of local\n"
+    assert result.stderr == "error: pi5 is off\nerror: nano is off\n"
+
+
+def test_profile_with_output_keeps_results_and_says_what_it_found(call: Call, room: Room) -> None:
+    latency = FakeLatency(room, "local")
+    call("profile", "a.onnx", "--output", "out", "--again")
+    folder = latency.calls[0][1]["folder"]
+    assert (folder.path, folder.again) == (Path("out"), True)
+
+
+def test_an_interrupted_profile_shows_what_is_finished_and_where_it_is(
+    call: Call, room: Room
+) -> None:
+    FakeLatency(room, "pi5", error=KeyboardInterrupt())
+    result = call("profile", "a.onnx", "--on", "local", "--on", "pi5", "--output", "out")
+    assert result.exit_code == 130
+    assert result.stdout == "table of pi5\n"
+    assert result.stderr.endswith("interrupted. What was finished is kept in out/latency.\n")
 
 
 def test_methods_lists_all_and_tells_about_one(call: Call) -> None:

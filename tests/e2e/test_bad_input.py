@@ -85,12 +85,12 @@ def test_a_corrupt_image_is_named_or_skipped_by_choice(project):
     bad = project / "images" / "test" / "dog" / "1.png"
     bad.write_bytes(bad.read_bytes()[:40])
     out = project / "out"
-    quick = ["--set", "profile.min_time_s=0.1", "--output", out]
+    quick = ["--set", "profile={min_time_s: 0.1, retries: 0}", "--output", out]
     message = refused("run", project / "recipe.yaml", *quick)
     assert str(bad) in message
     assert "on_bad_image" in message
     assert (out / "recipe.yaml").exists(), "what was written before the failure is kept"
-    again = ["--set", "profile.min_time_s=0.1", "--output", project / "out2"]
+    again = ["--set", "profile={min_time_s: 0.1, retries: 0}", "--output", project / "out2"]
     result = command("run", project / "recipe.yaml", "--set", "data.on_bad_image=skip", *again)
     assert result.exit_code == 0, result.output
 

@@ -24,7 +24,7 @@ data: {source: digits, normalize: none, batch_size: 32}
 pretrain: {epochs: 4, lr: 0.1, precision: fp32}
 prune: PRUNE
 finetune: {epochs: 2, lr: 0.05, precision: fp32, weight_decay: 0.001}
-profile: {min_time_s: 0.05}
+profile: {min_time_s: 0.05, retries: 0}
 """
 TOTAL = 144 + 4608 + 320  # two convolutions and the classifier
 

@@ -7,6 +7,8 @@ from prune2deploy.recipe import GatesSection
 
 LATENCY = [
     {
+        "device": "local",
+        "tainted": [],
         "latencies": [
             {"median_ci95_ms": [9.0, 11.0]},
             {"median_ci95_ms": [4.5, 5.5]},
@@ -16,14 +18,16 @@ LATENCY = [
 ]
 
 
-def gates_of(**limits):
+def gates_of(latency=LATENCY, not_measured=(), allow_tainted=False, **limits):
     return check_gates(
         GatesSection(**limits),
         metric_before=90.0,
         metric_after=88.5,
         higher_is_better=True,
-        latency=LATENCY,
+        latency=latency,
         onnx_bytes=2_500_000,
+        not_measured=not_measured,
+        allow_tainted=allow_tainted,
     )
 
 
@@ -65,6 +69,8 @@ def test_a_drop_of_a_metric_that_should_be_low_is_its_rise():
 
 def test_the_slowest_device_decides():
     slow = {
+        "device": "pi5",
+        "tainted": [],
         "latencies": [{"median_ci95_ms": [9.0, 11.0]}, {"median_ci95_ms": [8.0, 10.0]}],
         "speedups": [{"ratio": 1.1, "low": 1.05, "high": 1.2}],
     }
@@ -81,7 +87,12 @@ def test_the_slowest_device_decides():
 
 
 def test_a_median_without_an_interval_shows_nothing():
-    unknown = [{"latencies": [{}, {"median_ci95_ms": None}], "speedups": [{"low": 2.0}]}]
+    unknown = [
+        {
+            **LATENCY[0],
+            "latencies": [{}, {"median_ci95_ms": None}],
+        }
+    ]
     (gate,) = check_gates(
         GatesSection(max_latency_ms=1000.0),
         metric_before=1,
@@ -91,3 +102,44 @@ def test_a_median_without_an_interval_shows_nothing():
         onnx_bytes=1,
     )
     assert not gate.held
+
+
+def on(device, *reasons):
+    return {**LATENCY[0], "device": device, "tainted": list(reasons)}
+
+
+def test_a_device_that_was_not_measured_could_be_the_slowest():
+    gates = gates_of(
+        not_measured=["pi5", "orin"], min_speedup=1.1, max_latency_ms=9.0, max_size_mb=9.0
+    )
+    assert [(gate.name, gate.held, gate.found) for gate in gates] == [
+        ("min_speedup", False, None),
+        ("max_latency_ms", False, None),
+        ("max_size_mb", True, 2.5),
+    ]
+    assert gates[0].note == gates[1].note == "not measured on pi5, orin"
+    assert gates[2].note is None
+    assert [gate.limit for gate in gates] == [1.1, 9.0, 9.0]
+
+
+def test_without_any_measurement_gates_on_latency_do_not_hold():
+    speed, size = gates_of([], not_measured=["local"], min_speedup=1.1, max_size_mb=9.0)
+    assert (speed.held, speed.found) == (False, None)
+    assert size.held
+
+
+def test_a_gate_does_not_hold_by_tainted_figures():
+    latency = [on("local"), on("pi5", "it was throttled", "swap was used")]
+    gates = gates_of(latency, min_speedup=1.1, max_latency_ms=9.0, max_accuracy_drop=5.0)
+    held = {gate.name: gate.held for gate in gates}
+    assert held == {"max_accuracy_drop": True, "min_speedup": False, "max_latency_ms": False}
+    assert gates[1].found == 1.8
+    assert gates[1].note == gates[2].note == "tainted on pi5: it was throttled; swap was used"
+    assert gates[0].note is None
+
+
+def test_tainted_figures_can_be_allowed_and_are_still_named():
+    latency = [on("pi5", "it was throttled")]
+    fast, slow = gates_of(latency, allow_tainted=True, min_speedup=1.1, max_latency_ms=5.0)
+    assert (fast.held, slow.held) == (True, False)
+    assert fast.note == "tainted on pi5: it was throttled. Allowed by profile.allow_tainted"

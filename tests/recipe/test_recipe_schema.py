@@ -22,6 +22,8 @@ def test_a_good_recipe_has_its_values_and_defaults(good: str) -> None:
     assert recipe.prune.budget.target() == {"macs": 0.5}
     assert recipe.prune.round_to == 8
     assert recipe.profile.on == ("local",)
+    assert (recipe.profile.threads, recipe.profile.retries) == (None, 1)
+    assert not recipe.profile.allow_tainted
     assert recipe.finetune is not None
     assert recipe.finetune.lr == 0.05
     assert recipe.gates.min_speedup is None
@@ -62,7 +64,8 @@ def test_a_recipe_cannot_be_changed(good: str) -> None:
         ("data.source=imagefolders", "Did you mean 'imagefolder'?"),
         ("task=detection", "Expected classification, path/to/file.py:NAME"),
         ("prune.method=chipp", "no pruning method is named 'chipp'. Did you mean 'chip'?"),
-        ("profile.on=[pi5, pi5]", "names a device twice: pi5, pi5"),
+        ("profile.on=pi5", "should be a valid list, found 'pi5'"),
+        ("profile.retries=-1", "should be greater than or equal to 0, found -1"),
         ("profile.on=[local, local]", "names a device twice"),
         ("profile.on=[]", "at least 1 item"),
         ("name=a/b", "folder's name"),
