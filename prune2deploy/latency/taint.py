@@ -38,6 +38,9 @@ DRIFT_CHANGE = 0.05
 # These lower the clock of an idle CPU, and it is idle at the first look and after the last run.
 _IDLING_GOVERNORS = ("ondemand", "conservative", "schedutil", "powersave", "interactive")
 
+# Cooling devices that slow down what is measured: a fan does not, and others dim a screen.
+_SLOWING = ("processor", "cpu", "devfreq", "gpu", "throttle", "powerclamp")
+
 _PI_BITS = ("under-voltage", "a capped clock", "throttling", "the soft temperature limit")
 _PI_SINCE_BOOT = 16
 # Of nvidia-smi. Left out: idle, clocks set by the user, synchronised with others, the display's.
@@ -139,8 +142,7 @@ def _cooling(answer: Answer) -> list[str]:
     start = _state(answer, "start").get("cooling_state") or {}
     for name, values in _series(_during(answer), "cooling_state").items():
         before = max(start.get(name) or 0, 0)  # -1 is how some say that they are off
-        # A fan cools without slowing anything down.
-        if max(values) > before and "fan" not in name.lower():
+        if max(values) > before and any(kind in name.lower() for kind in _SLOWING):
             reasons.append(
                 f"the cooling device '{name}' slowed the machine: state {max(values):.0f}, "
                 f"{before:.0f} at the start"

@@ -117,7 +117,10 @@ def test_a_cooling_device_that_starts_to_slow_the_machine() -> None:
     assert found(answer(on, on, [on], on)) == ()
     assert found(answer(on, off, None, on)) == ()
     assert found(answer(cooling(-1), cooling(0), None, cooling(-1))) == ()
-    assert found(answer(cooling(0, "pwm-fan"), cooling(3, "pwm-fan"))) == ()
+    for other in ("pwm-fan", "LCD"):
+        assert found(answer(cooling(0, other), cooling(3, other))) == ()
+    for kind in ("Processor", "cpu-throttle-alert", "devfreq-17000000.gpu", "intel_powerclamp"):
+        assert "state 3" in only(answer(cooling(0, kind), cooling(3, kind)))
 
 
 def test_a_clock_that_drops() -> None:
