@@ -9,7 +9,7 @@ import re
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from prune2deploy.devices.disturbances import Finding, disturbances
 from prune2deploy.devices.settings import CommonSettings, SshSettings
@@ -210,11 +210,12 @@ def _obstacles(
     wanted = next((one for one in runtimes if one.name == settings.runtime), None)
     if wanted is None or wanted.versions is None:
         why = wanted.advice if wanted else "the probe does not know it"
-        others = [one.name for one in runtimes if one.versions is not None]
-        instead = f" Or set `runtime: {others[0]}` in devices.yaml, which is there." * bool(others)
+        allowed = get_args(type(settings).model_fields["runtime"].annotation)
+        others = [one.name for one in runtimes if one.versions is not None and one.name in allowed]
+        instead = [f" Or set `runtime: {one}` in devices.yaml, as it is there." for one in others]
         found.append(
             f"The runtime {RUNTIME_NAMES.get(settings.runtime, settings.runtime)} is missing: "
-            f"{why}.{instead}"
+            f"{why}.{''.join(instead[:1])}"
         )
     return found
 
