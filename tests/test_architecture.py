@@ -28,6 +28,8 @@ ABOVE_ALL = ("pipeline", "cli")
 # These stand beside the line and import only what is named.
 # The recipe's schema holds each method's options.
 BESIDE: dict[str, set[str]] = {"recipe": {"methods"}, "doctor": {"probe"}, "probe": set()}
+# These rooms of the line use one beside it as well: what the probe is and the names it has.
+ALSO: dict[str, set[str]] = {"devices": {"probe"}}
 # Everybody may use these.
 SHARED = {"errors", "progress", "yaml_text", "__version__"}
 # Runs alone on a device that has no prune2deploy.
@@ -67,6 +69,8 @@ def may_import(room: str, name: str) -> bool:
         return True
     if room in BESIDE:
         return other in BESIDE[room]
+    if other in ALSO.get(room, ()):
+        return True
     return other in LINE and LINE.index(other) < LINE.index(room)
 
 
@@ -129,6 +133,8 @@ def test_a_room_imports_only_rooms_to_its_left() -> None:
         ("train/loop.py", "from prune2deploy.pipeline.run import run_recipe"),
         ("recipe/schema.py", "from prune2deploy.channels import Graph"),
         ("recipe/schema.py", "from prune2deploy.models import load_model"),
+        ("latency/profile.py", "from prune2deploy.probe.job import ASKS"),
+        ("devices/check.py", "from prune2deploy.doctor import FEATURES"),
         ("probe/main.py", "from prune2deploy.errors import DeviceError"),
         ("probe/main.py", "from prune2deploy.probe.job import read_job"),
         ("probe/main.py", "from ..errors import DeviceError"),
@@ -148,6 +154,7 @@ def test_a_wrong_import_is_found(path: str, source: str) -> None:
         ("recipe/pruning.py", "from prune2deploy.methods import METHODS"),
         ("pipeline/run.py", "from prune2deploy.recipe import Recipe"),
         ("cli/app.py", "import torch, numpy"),
+        ("devices/check.py", "from prune2deploy.probe import cpu_names"),
         ("probe/main.py", "from .job import read_job"),
     ],
 )

@@ -66,7 +66,10 @@ def test_commands_shown_exist_with_their_options(path: Path) -> None:
     commands = _commands()
     for name, words in _shown_commands(path.read_text(encoding="utf-8")):
         assert name in commands
-        known = {option for parameter in commands[name].params for option in parameter.opts}
+        command = commands[name]
+        if hasattr(command, "commands"):  # a group: the next word is a command of it
+            command = command.commands[words[0]]
+        known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("-")} <= known
 
 

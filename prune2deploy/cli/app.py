@@ -8,6 +8,7 @@ import typer
 
 from prune2deploy import __version__
 from prune2deploy.cli import facts, models, recipes
+from prune2deploy.cli.devices import devices
 from prune2deploy.cli.output import make_output_safe
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ _PANELS = {
 for _panel, _commands in _PANELS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
+app.add_typer(devices, name="devices", rich_help_panel="Models")
 
 
 def _print_version(wanted: bool) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from prune2deploy import progress
-from prune2deploy.cli.output import show
+from prune2deploy.cli.output import show, table
 from prune2deploy.cli.session import USER_ERROR, session
 
 if TYPE_CHECKING:
@@ -49,20 +48,8 @@ def doctor() -> None:
         raise typer.Exit(USER_ERROR)
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
-        # As Text, or brackets in somebody's error message would be taken for markup.
-        table.add_row(*map(Text, row))
-    return table
-
-
 def _methods_table(known: dict[str, type[Method[Any]]]) -> Table:
-    return _table(
+    return table(
         ("method", "keeps", "scored by", "takes", "needs"),
         [
             (method.name, f"{method.granularity}s", method.summary, method.cost, _needs(method))
@@ -102,7 +89,7 @@ def _method_details(method: type[Method[Any]]) -> list[Any]:
         choices = " | ".join(map(str, schemas[name].get("enum", ())))
         meaning = f"{field.description or ''} {f'({choices})' if choices else ''}".strip()
         rows.append((name, _yaml(field.default), meaning))
-    return [*texts, _table(("option of 'prune'", "default", "meaning"), rows)]
+    return [*texts, table(("option of 'prune'", "default", "meaning"), rows)]
 
 
 def _yaml(value: object) -> str:
@@ -112,8 +99,8 @@ def _yaml(value: object) -> str:
 def _diagnosis(found: Diagnosis) -> list[Any]:
     results: list[Any] = [
         f"prune2deploy {found.version}, Python {found.python}",
-        _table(("machine", ""), _machine_rows(found)),
-        _table(("package", "version", "wanted", ""), map(_package_row, found.packages)),
+        table(("machine", ""), _machine_rows(found)),
+        table(("package", "version", "wanted", ""), map(_package_row, found.packages)),
         _abilities("runtime", found.runtimes),
         _abilities("target", found.targets),
     ]
@@ -158,7 +145,7 @@ def _machine_rows(found: Diagnosis) -> list[tuple[str, str]]:
 
 
 def _abilities(heading: str, abilities: tuple[Ability, ...]) -> Table:
-    return _table(
+    return table(
         (heading, "usable", ""),
         [(one.name, "yes" if one.usable else "no", one.detail) for one in abilities],
     )

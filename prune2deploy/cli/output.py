@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.table import Table
 
 # A pipe has no width; wide enough that no table is squeezed into eighty columns.
 _PIPE_WIDTH = 240
@@ -24,6 +26,19 @@ def show(*results: RenderableType) -> None:
     out = console()
     for result in results:
         out.print(result, markup=False, soft_wrap=isinstance(result, str))
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Return a table of plain text."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        # As Text, or brackets in somebody's error message would be taken for markup.
+        shown.add_row(*map(Text, row))
+    return shown
 
 
 def make_output_safe() -> None:

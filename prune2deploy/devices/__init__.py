@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from prune2deploy.devices.base import Answer, Device, Job, Report
-from prune2deploy.devices.file import Devices, add_device, device_files, load_devices, user_file
+from prune2deploy.devices.file import (
+    Devices,
+    add_device,
+    device_files,
+    file_of,
+    load_devices,
+    set_key,
+    user_file,
+)
 from prune2deploy.devices.opening import open_device
 from prune2deploy.devices.settings import CommonSettings, LocalSettings, SshSettings
 
@@ -18,7 +26,9 @@ __all__ = [
     "SshSettings",
     "add_device",
     "device_files",
+    "file_of",
     "load_devices",
     "open_device",
+    "set_key",
     "user_file",
 ]

@@ -9,51 +9,11 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from prune2deploy.probe import cpu_names
+from prune2deploy.probe.cpu_names import ARM, X86
 from prune2deploy.probe.machine import machine
 
 _NO_LIMIT_BYTES = 2**60  # version 1 of cgroups writes "no limit" as a number near 2**63
-
-X86 = "x86"
-ARM = "arm"
-
-
-@dataclass(frozen=True)
-class Feature:
-    """An instruction set, and what it is good for here."""
-
-    name: str
-    purpose: str
-    family: str
-    flags: tuple[str, ...]  # any of these in /proc/cpuinfo
-
-
-FEATURES = (
-    Feature("AVX2", "fp32 and int8 inference", X86, ("avx2",)),
-    Feature("AVX-512", "faster fp32 inference and training", X86, ("avx512f",)),
-    Feature("VNNI", "int8 inference several times faster", X86, ("avx512_vnni", "avx_vnni")),
-    Feature("AVX512_BF16", "bf16 training", X86, ("avx512_bf16",)),
-    Feature("AMX", "bf16 training and int8 inference, much faster", X86, ("amx_tile",)),
-    Feature("NEON", "fp32 inference", ARM, ("asimd", "neon")),
-    Feature("FP16", "fp16 inference", ARM, ("asimdhp", "fphp")),
-    Feature("dotprod", "int8 inference several times faster", ARM, ("asimddp",)),
-    Feature("i8mm", "int8 inference, faster again", ARM, ("i8mm",)),
-    Feature("BF16", "bf16 training and inference", ARM, ("bf16",)),
-    Feature("SVE", "fp32 inference and training", ARM, ("sve",)),
-)
-
-# "CPU part" of Arm's own cores (implementer 0x41), which carry no name in /proc/cpuinfo.
-_ARM_CORES = {
-    "0xd03": "Cortex-A53",
-    "0xd05": "Cortex-A55",
-    "0xd07": "Cortex-A57",
-    "0xd08": "Cortex-A72",
-    "0xd0b": "Cortex-A76",
-    "0xd0c": "Neoverse-N1",
-    "0xd40": "Neoverse-V1",
-    "0xd42": "Cortex-A78AE",
-    "0xd49": "Neoverse-N2",
-    "0xd4f": "Neoverse-V2",
-}
 
 
 @dataclass(frozen=True)
@@ -111,8 +71,7 @@ def features_of(cpuinfo: str) -> dict[str, bool]:
     line = re.search(r"^(flags|Features)\s*:(.*)$", cpuinfo, flags=re.MULTILINE)
     if line is None:
         return {}
-    family, flags = (X86 if line[1] == "flags" else ARM), set(line[2].split())
-    return {f.name: not flags.isdisjoint(f.flags) for f in FEATURES if f.family == family}
+    return cpu_names.features_of(X86 if line[1] == "flags" else ARM, line[2].split())
 
 
 def memory_limit(root: Path = Path("/")) -> int | None:
@@ -138,8 +97,8 @@ def _cpu_name(model: str | None, cpuinfo: str) -> str | None:
     if "CPU implementer" not in cpuinfo:
         return model
     # On Arm the probe's name is the board's, if it has any; the cores say what they are.
-    parts = dict.fromkeys(re.findall(r"^CPU part\s*:\s*(\w+)", cpuinfo, flags=re.MULTILINE))
-    return " + ".join(_ARM_CORES.get(part, f"Arm core {part}") for part in parts) or model
+    parts = re.findall(r"^CPU part\s*:\s*(\w+)", cpuinfo, flags=re.MULTILINE)
+    return cpu_names.arm_cores(parts) or model
 
 
 def _nvidia_gpus() -> tuple[str, ...]:

@@ -66,6 +66,12 @@ ASKS: dict[str, dict[str, Any]] = {
     },
     "facts": {},
     "files": {"paths": []},
+    "setup": {  # of a virtual environment
+        "folder": "~/.cache/prune2deploy/venv",
+        "packages": [],
+        "system_site": False,  # it sees the system's packages too, as TensorRT's on a Jetson
+    },
+    "lock": {},  # try to take it
 }
 COMMON: dict[str, Any] = {
     "format": FORMAT,

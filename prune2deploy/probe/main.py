@@ -25,6 +25,7 @@ from .machine import machine
 from .measuring import MIN_CALLS, Progress, measure, median, timed, warm_up
 from .placing import place_threads
 from .runtimes import prepared, runtime_of
+from .setup import locked, setup
 from .state import state
 from .tensorrt_build import build
 from .watch import record, spare_cpus, watching
@@ -115,6 +116,8 @@ HANDLERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "build": build,
     "facts": facts,
     "files": files,
+    "setup": setup,
+    "lock": locked,
 }
 
 

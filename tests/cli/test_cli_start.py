@@ -34,6 +34,7 @@ HEAVY = {
     "rich",
 }
 COMMANDS = ["run", "check", "init", "inspect", "export", "profile", "methods", "schema", "doctor"]
+COMMANDS += ["devices"]
 MAIN = "from prune2deploy.cli import main; main()"
 
 
