@@ -70,7 +70,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     runs = [session.run for session in sessions]
     with watching(job, unpinned["cpus_allowed"], cpus) as records:
         turns = measure(runs, calls, job, progress)
-    end = state(root)
+        end = state(root)  # while the clocks are still up
     for index, energy in enumerate(energies(runs, job, spare_cpus(unpinned["cpus_allowed"], cpus))):
         facts[index]["energy"] = energy
     for fact, session in zip(facts, sessions):
