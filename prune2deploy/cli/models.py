@@ -125,20 +125,20 @@ def profile(
         typer.Option(
             "--on",
             metavar="DEVICE",
-            help="Device of devices.yaml; may be repeated.  [default: local, this machine]",
+            help="Device of devices.yaml; may be repeated. Left out: local, this machine.",
         ),
     ] = None,
     threads: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Threads of the runtime.  [default: one per core named, or the device's]"
+            min=1, help="Threads of the runtime. Left out: one per CPU of --cores, or the device's."
         ),
     ] = None,
     cores: Annotated[
         str | None,
         typer.Option(
             metavar="LIST",
-            help="CPUs such as 2,3 or 4-7, one per thread, or auto.  [default: the device's]",
+            help="CPUs such as 2,3 or 4-7, one per thread, or auto. Left out: the device's.",
         ),
     ] = None,
     batch: Annotated[

@@ -78,13 +78,9 @@ def profile_devices(
         open_device(name, known)  # nothing is connected yet: only unknown names are found
     outcomes: dict[str, ProfileResult | Failure] = {}
     if folder is not None:
-        folder.make()
-        for name in names:
-            filled_in = options_on(known[name], options)
-            kept = folder.find(name, paths, filled_in, known[name])
-            if kept is not None:
-                outcomes[name] = kept
-                finished(kept)
+        for name, kept in _kept(folder, names, paths, options, known).items():
+            outcomes[name] = kept
+            finished(kept)
 
     def measure(name: str) -> None:
         try:
@@ -113,6 +109,22 @@ def profile_devices(
         tuple(one for one in ordered if isinstance(one, ProfileResult)),
         tuple(one for one in ordered if isinstance(one, Failure)),
     )
+
+
+def _kept(
+    folder: ResultFolder,
+    names: Sequence[str],
+    paths: Mapping[str, Path],
+    options: ProfileOptions,
+    known: Devices,
+) -> dict[str, ProfileResult]:
+    """Make the folder, and return what is in it already."""
+    folder.make()
+    found = {
+        name: folder.find(name, paths, options_on(known[name], options), known[name])
+        for name in names
+    }
+    return {name: result for name, result in found.items() if result is not None}
 
 
 def one_per_machine(names: Sequence[str], known: Mapping[str, CommonSettings]) -> list[list[str]]:
