@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-from prune2deploy.latency import ProfileOptions, profile
+from prune2deploy.latency import Latency, ProfileOptions, profile
 from prune2deploy.latency.statistics import CONFIDENCE
 
 PLAIN_RUNS = 100
@@ -82,8 +82,11 @@ def plain_loop(model: Path, threads: int) -> np.ndarray:
     return np.array(times[PLAIN_WARMUP_RUNS:])
 
 
-def back_to_back(model: Path, threads: int, seed: int) -> Outcome:
-    """Compare two plain loops, with a bootstrap that takes the samples for independent."""
+def back_to_back(model: Path, threads: int, seed: int) -> tuple[Outcome, float]:
+    """Compare two plain loops, with a bootstrap that takes the samples for independent.
+
+    Also returns the median of both, in ms.
+    """
     first, second = plain_loop(model, threads), plain_loop(model, threads)
     rng = np.random.default_rng(seed)
     medians = [
@@ -91,14 +94,16 @@ def back_to_back(model: Path, threads: int, seed: int) -> Outcome:
     ]
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(medians[0] / medians[1], [tail, 1 - tail])
-    return Outcome(float(np.median(first) / np.median(second)), float(low), float(high))
+    outcome = Outcome(float(np.median(first) / np.median(second)), float(low), float(high))
+    return outcome, float(np.median(np.concatenate([first, second])))
 
 
-def interleaved(model: Path, options: ProfileOptions) -> tuple[Outcome, float]:
+def interleaved(model: Path, options: ProfileOptions) -> tuple[Outcome, float, Latency]:
     """Compare as prune2deploy does; also return what one empty timed call took, in ns."""
     result = profile({"one": model, "same": model}, options=options)
     found = result.speedups[0]
-    return Outcome(found.ratio, found.low, found.high), result.answer["timer_ns"]
+    outcome = Outcome(found.ratio, found.low, found.high)
+    return outcome, result.answer["timer_ns"], result.latencies[0]
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, float]:
@@ -133,6 +138,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
     console = Console()
+    over_plain: list[float] = []
     outcomes: dict[str, list[Outcome]] = {"interleaved": [], "back to back": []}
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model or write_model(Path(folder) / "stack.onnx")
@@ -140,14 +146,21 @@ def main() -> None:
             options = ProfileOptions(
                 threads=arguments.threads, min_time_s=arguments.seconds, seed=run
             )
-            outcome, timer_ns = interleaved(model, options)
+            outcome, timer_ns, latency = interleaved(model, options)
+            plain, plain_ms = back_to_back(model, arguments.threads, run)
             outcomes["interleaved"].append(outcome)
-            outcomes["back to back"].append(back_to_back(model, arguments.threads, run))
+            outcomes["back to back"].append(plain)
+            over_plain.append(latency.median_ms / plain_ms)
             latest = {name: f"{ones[-1].ratio:.4f}" for name, ones in outcomes.items()}
             console.print(f"run {run + 1} of {arguments.runs}: {latest}")
     summaries = {name: summary(ones) for name, ones in outcomes.items()}
     console.print(table_of(summaries))
     console.print(f"The clock itself takes {timer_ns:.0f} ns per sample.")
+    quartiles = np.quantile(over_plain, [0.25, 0.5, 0.75])
+    console.print(
+        "The probe's median over that of the plain loops: {1:.4f} [quartiles {0:.4f}, "
+        "{2:.4f}]".format(*quartiles)
+    )
     if arguments.output:
         details = {name: [asdict(one) for one in ones] for name, ones in outcomes.items()}
         conditions = {"seconds": arguments.seconds, "threads": arguments.threads}
