@@ -28,7 +28,7 @@ Normalisation = Literal["none", "mean", "max", "l2", "rank"]
 Cost = Literal["seconds", "minutes", "one training run", "several training runs"]
 
 Granularity = Literal["channel", "weight"]
-Unit = Literal["macs", "params", "channels", "weights", "pattern"]
+Unit = Literal["macs", "params", "channels", "latency_ms", "speedup", "weights", "pattern"]
 
 
 class MethodOptions(BaseModel):
@@ -153,7 +153,7 @@ class Method(ABC, Generic[Options]):
     detach_changes: ClassVar[bool] = False
     normalisation: ClassVar[Normalisation] = "mean"
     granularity: ClassVar[Granularity] = "channel"
-    budgets: ClassVar[tuple[Unit, ...]] = ("macs", "params", "channels")
+    budgets: ClassVar[tuple[Unit, ...]] = ("macs", "params", "channels", "latency_ms", "speedup")
     rounds: ClassVar[Literal["finetune", "train"] | None] = "finetune"
 
     def __init__(self, settings: Options) -> None:

@@ -14,7 +14,7 @@ from prune2deploy.methods import METHODS
 from prune2deploy.models import check_forward, load_model
 from prune2deploy.pipeline.deploy import devices_for
 from prune2deploy.pipeline.inputs import Inputs, open_inputs
-from prune2deploy.pipeline.planning import plan
+from prune2deploy.pipeline.planning import plan, rounding
 from prune2deploy.pipeline.weights import weight_masks
 from prune2deploy.recipe import Recipe
 from prune2deploy.report import CheckReport, LayerWeights
@@ -33,12 +33,15 @@ def check_recipe(recipe: Recipe) -> CheckReport:
     if METHODS[recipe.prune.method].granularity == "weight":
         layers = _layers(recipe, inputs)
         planned = graph.plan([np.arange(group.size) for group in graph.groups])
+    elif recipe.prune.budget.timed:
+        note = "The widths are found when the network is measured; nothing is measured here."
+        planned = graph.plan([np.arange(group.size) for group in graph.groups], [note])
     else:
         planned = plan(
             graph,
             "l1",
             budget=recipe.prune.budget.target(),
-            round_to=recipe.prune.round_to,
+            round_to=rounding(recipe.prune.round_to),
             min_channels=recipe.prune.min_channels,
         )
     kept = graph.counts(planned)

@@ -30,6 +30,7 @@ from prune2deploy.pipeline.outcome import held_back, reached
 
 Share = float | Mapping[str, float]
 Allocate = Callable[[Allocation], Counts | None]
+ROUND_TO = 8
 UNITS = {"macs": "MACs", "params": "parameters"}
 
 
@@ -155,6 +156,27 @@ def _as_source(images: Iterable[Tensor] | Images | None) -> Images | None:
         return images
     batches = [images] if isinstance(images, Tensor) else list(images)
     return lambda count, size: iter(batches)
+
+
+def channel_scores(
+    context: Context, method: Method[Any], normalize: str | None
+) -> list[np.typing.NDArray[np.float64] | None]:
+    """Scores per group, comparable between groups; for `normalize` see `plan`.
+
+    Raises:
+        MethodError: the method scores no channels, or nothing of this model.
+    """
+    if method.removes_blocks:
+        raise BudgetError(
+            f"{method.name} removes whole blocks here, and a budget of time is about channels. "
+            "Write structure: channel, or a budget of macs or params."
+        )
+    return _scores(context, method, _normalisation(method, normalize))
+
+
+def rounding(wanted: int | str) -> int:
+    """The number that widths are multiples of; "auto" is the one that suits most CPUs."""
+    return ROUND_TO if isinstance(wanted, str) else wanted
 
 
 def _scores(

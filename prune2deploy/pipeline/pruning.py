@@ -15,12 +15,25 @@ from torch import Tensor, nn
 from prune2deploy.channels import Graph, Plan, cut, trace, try_plan
 from prune2deploy.channels.compensation import compensate
 from prune2deploy.data import Loader
+from prune2deploy.devices import load_devices
 from prune2deploy.errors import ModelError
-from prune2deploy.methods import Method
+from prune2deploy.export import export_model_file
+from prune2deploy.latency import ProfileOptions
+from prune2deploy.methods import Context, Method
 from prune2deploy.methods.common.weights import Masks
 from prune2deploy.pipeline.inputs import Inputs, train_settings
-from prune2deploy.pipeline.planning import Share, edits_weights, make_method, plan, prepare
-from prune2deploy.recipe import Recipe
+from prune2deploy.pipeline.outcome import held_back
+from prune2deploy.pipeline.planning import (
+    Share,
+    channel_scores,
+    edits_weights,
+    make_method,
+    plan,
+    prepare,
+    rounding,
+)
+from prune2deploy.pipeline.timed_budget import goals_of, notes_of, plan_for_time
+from prune2deploy.recipe import TIMES, Recipe
 from prune2deploy.train import evaluate, fit, recalibrate_batchnorm
 
 log = logging.getLogger(__name__)
@@ -66,18 +79,10 @@ def prune(recipe: Recipe, inputs: Inputs, model: nn.Module) -> Pruned:
     for number in range(1, rounds + 1):
         graph = start if model is teacher else trace(model, inputs.example, section.exclude)
         log.info("Round %d of %d: %d groups", number, rounds, len(graph.groups))
-        step = plan(
-            graph,
-            method,
-            budget=_round_budget(section.budget.target(), number, rounds),
-            round_to=section.round_to,
-            min_channels=section.min_channels,
-            normalize=section.normalize,
-            images=lambda count, size: _images(recipe, inputs, count, size),
-            losses=lambda model, count, size: _losses(recipe, inputs, model, count, size),
-            judge=lambda model: _judged(recipe, inputs, model),
-            original=start,
-        )
+        if section.budget.timed:
+            step = _timed(recipe, inputs, method, graph)
+        else:
+            step = _sized(recipe, inputs, method, graph, start, number)
         if edits_weights(method):
             images = functools.partial(_images, recipe, inputs)
             graph = replace(graph, model=prepare(graph, step, method, images=images))
@@ -91,6 +96,67 @@ def prune(recipe: Recipe, inputs: Inputs, model: nn.Module) -> Pruned:
             _train_between(recipe, inputs, model, teacher, method)
     assert total is not None
     return Pruned(model, total, start)
+
+
+def _sized(
+    recipe: Recipe, inputs: Inputs, method: Method[Any], graph: Graph, start: Graph, number: int
+) -> Plan:
+    """The plan of one round for a budget that is known without measuring."""
+    section = recipe.prune
+    rounds = section.schedule.rounds
+    return plan(
+        graph,
+        method,
+        budget=_round_budget(section.budget.target(), number, rounds),
+        round_to=rounding(section.round_to),
+        min_channels=section.min_channels,
+        normalize=section.normalize,
+        images=lambda count, size: _images(recipe, inputs, count, size),
+        losses=lambda model, count, size: _losses(recipe, inputs, model, count, size),
+        judge=lambda model: _judged(recipe, inputs, model),
+        original=start,
+    )
+
+
+def _timed(recipe: Recipe, inputs: Inputs, method: Method[Any], graph: Graph) -> Plan:
+    """The plan for a budget of time, measured on its devices."""
+    section = recipe.prune
+    context = Context(
+        graph,
+        lambda count, size: _images(recipe, inputs, count, size),
+        lambda model, count, size: _losses(recipe, inputs, model, count, size),
+        lambda model: _judged(recipe, inputs, model),
+    )
+    scores = channel_scores(context, method, section.normalize)
+    budget, onnx = section.budget, recipe.export.onnx
+    asked = {key: float(value) for key, value in budget.asked().items() if key in TIMES}  # type: ignore[arg-type]
+    limits = [
+        (cost, share * cost(graph.full))
+        for cost, share in ((graph.cost.macs, budget.macs), (graph.cost.params, budget.params))
+        if share is not None
+    ]
+    found = plan_for_time(
+        graph,
+        scores,
+        goals_of(asked, budget.on),
+        devices=load_devices(),
+        options=ProfileOptions(threads=recipe.profile.threads, seed=recipe.seed),
+        export=lambda model, path: export_model_file(
+            model,
+            path,
+            input_shape=inputs.data.input_shape,
+            batch=onnx.batch,
+            opset=onnx.opset,
+            simplify=onnx.simplify,
+            tolerance=onnx.tolerance,
+            outputs=inputs.task.outputs,
+        ),
+        min_channels=section.min_channels,
+        round_to=None if section.round_to == "auto" else section.round_to,
+        limits=limits,
+    )
+    notes = [*notes_of(found), *held_back(graph.frozen)]
+    return replace(found.plan, notes=tuple(notes))
 
 
 def _compensated(recipe: Recipe, inputs: Inputs, graph: Graph, step: Plan) -> Graph:

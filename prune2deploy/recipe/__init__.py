@@ -2,7 +2,7 @@
 
 from prune2deploy.recipe.json_schema import recipe_schema
 from prune2deploy.recipe.loader import dump_recipe, load_recipe, parse_recipe
-from prune2deploy.recipe.pruning import BudgetSection, PruneSection, ScheduleSection
+from prune2deploy.recipe.pruning import TIMES, BudgetSection, PruneSection, ScheduleSection
 from prune2deploy.recipe.schema import Recipe
 from prune2deploy.recipe.sections import (
     AugmentSection,
@@ -17,6 +17,7 @@ from prune2deploy.recipe.sections import (
 from prune2deploy.recipe.training import DistillSection, EarlyStopSection, TrainSection
 
 __all__ = [
+    "TIMES",
     "AugmentSection",
     "BudgetSection",
     "DataSection",

@@ -22,6 +22,9 @@ from prune2deploy.recipe.training import TrainSection
 from prune2deploy.yaml_text import Key
 
 UNITS = get_args(Unit)
+TIMES = ("latency_ms", "speedup")
+LIMITS = ("macs", "params")
+"""Units that may stand beside a time, as limits."""
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -34,9 +37,9 @@ def _share_or_table(value: object) -> str:
 
 
 class BudgetSection(Section):
-    """How much of the original is kept, in exactly one unit."""
+    """How much of the original is kept, in one unit; a time may have limits beside it."""
 
-    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 4})
 
     macs: Share | None = Field(default=None, description="Share of the multiply-accumulates kept.")
     params: Share | None = Field(default=None, description="Share of the parameters kept.")
@@ -52,6 +55,24 @@ class BudgetSection(Section):
         description="Share of the channels kept: one number for every group, or a number per "
         "pattern of layer names, such as {'layer1.*': 0.7}.",
     )
+    latency_ms: float | None = Field(
+        default=None,
+        gt=0,
+        description="Median time in milliseconds that the network may take on the devices of 'on'. "
+        "Beside it macs and params are limits.",
+    )
+    speedup: float | None = Field(
+        default=None,
+        gt=1,
+        description="How many times faster than the original it must be on the devices of 'on'. "
+        "Beside it macs and params are limits.",
+    )
+    on: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=("local",),
+        min_length=1,
+        description="Devices that a latency_ms or speedup is for, names of devices.yaml; all "
+        "must hold.",
+    )
     weights: Share | None = Field(
         default=None,
         description="Share of the weights of convolutions and linear layers kept, the others "
@@ -63,10 +84,19 @@ class BudgetSection(Section):
         "tensor cores want it; for methods that prune single weights.",
     )
 
+    @field_validator("on", mode="before")
+    @classmethod
+    def _one_device_is_a_list_too(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
     def misfits(self) -> list[tuple[Key, str]]:
         """The unit."""
         named = list(self.asked())
-        if len(named) == 1:
+        times = [unit for unit in TIMES if unit in named]
+        if not times and "on" in self.model_fields_set:
+            return [(("on",), f"is for a budget of {' or '.join(TIMES)}; remove it")]
+        limits = set(LIMITS) if len(times) == 1 else set()
+        if len([unit for unit in named if unit not in limits]) == 1:
             return []
         found = " and ".join(named) or "nothing"
         return [
@@ -76,6 +106,11 @@ class BudgetSection(Section):
                 "To replace it on the command line: --set 'prune.budget={params: 0.5}'",
             )
         ]
+
+    @property
+    def timed(self) -> bool:
+        """Whether it is a time that is asked for."""
+        return self.latency_ms is not None or self.speedup is not None
 
     def target(self) -> dict[str, float | dict[str, float]]:
         """Return the one unit of channels with its share, as `prune2deploy.plan` takes it."""
@@ -124,10 +159,10 @@ class PruneSection(Section):
         description="The method's options, complete with their defaults.",
     )
     budget: BudgetSection = Field(description="How much of the original is kept.")
-    round_to: int = Field(
-        default=8,
-        ge=1,
-        description="Widths are multiples of this; 8 suits most CPUs, 16 or 32 GPUs.",
+    round_to: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto",
+        description="Widths are multiples of this; auto: of the device's own steps for a budget "
+        "of time, else of 8, which suits most CPUs.",
     )
     min_channels: int | None = Field(
         default=None,
@@ -212,6 +247,9 @@ class PruneSection(Section):
         if self.schedule.kind == "iterative" and method.rounds is None:
             text = f"{method.name} knows no rounds: its training does it all. Write kind: one_shot"
             problems.append((("schedule", "kind"), text))
+        if self.schedule.rounds > 1 and self.budget.timed:
+            text = f"a time is reached at once, in 1 round, found {self.schedule.rounds}"
+            problems.append((rounds, text))
         if self.schedule.rounds > 1 and self.budget.pattern is not None:
             text = f"a pattern is made at once, in 1 round, found {self.schedule.rounds}"
             problems.append((rounds, text))

@@ -80,7 +80,7 @@ class Predictor:
     def __init__(self, network: Network, table: Table, factor: float = 1.0) -> None:
         self.network = network
         self.factor = factor
-        self._table = table
+        self.table = table
         self._known: dict[tuple[LayerSpec, Point], tuple[float, bool]] = {}
         self._scale = [
             1.0
@@ -92,7 +92,7 @@ class Predictor:
     def _time(self, spec: LayerSpec, point: Point) -> tuple[float, bool]:
         key = spec, point
         if key not in self._known:
-            found = self._table.time(spec, point)
+            found = self.table.time(spec, point)
             self._known[key] = found.us, found.interpolated
         return self._known[key]
 
