@@ -24,7 +24,7 @@ Method = Literal["minmax", "percentile", "entropy"]
 #: Images that each method reads. More change the ranges little, and time grows with them.
 MOST_IMAGES = {"minmax": 1024, "percentile": 512, "entropy": 512}
 _PERCENTILE = 99.99
-_BINS = 2048
+_BINS = {"percentile": 2048, "entropy": 512}
 _LEVELS = 128  # Of an int8 number without its sign.
 # What is computed on the way is held for some images at once.
 _GROUP_BYTES = 2**28
@@ -101,8 +101,8 @@ def _calibrator(model: onnx.ModelProto, folder: Path, method: Method, operators:
     # ONNX Runtime's own 128 bins of entropy leave it nothing to choose: as many as the levels.
     options = {
         "minmax": {},
-        "percentile": {"percentile": _PERCENTILE, "num_bins": _BINS},
-        "entropy": {"num_bins": _BINS, "num_quantized_bins": _LEVELS},
+        "percentile": {"percentile": _PERCENTILE, "num_bins": _BINS["percentile"]},
+        "entropy": {"num_bins": _BINS["entropy"], "num_quantized_bins": _LEVELS},
     }
     try:
         return create_calibrator(

@@ -44,7 +44,7 @@ def to_int8(
     target: Path,
     *,
     batches: Batches,
-    method: Method = "entropy",
+    method: Method = "percentile",
     runtime: Runtime = "onnxruntime",
     keep: Sequence[str] = (),
 ) -> QuantizedResult:

@@ -60,7 +60,7 @@ def sensitivity(
     source: Path,
     batches: Sequence[NDArray[np.float32]],
     *,
-    method: Method = "entropy",
+    method: Method = "percentile",
     runtime: Runtime = "onnxruntime",
 ) -> list[LayerCost]:
     """Quantize each layer alone and return what that costs, the most costly first.
@@ -124,7 +124,7 @@ def to_int8_within(
     judge: Callable[[Path], float],
     floor: float,
     batches: Sequence[NDArray[np.float32]],
-    method: Method = "entropy",
+    method: Method = "percentile",
     runtime: Runtime = "onnxruntime",
     keep: Sequence[str] = (),
 ) -> Within:
