@@ -42,7 +42,9 @@ def to_fp16(
     """Write a version that computes in fp16; inputs, outputs and metadata stay as they are.
 
     Stays in fp32: what is in `keep`, operators that have no fp16, and all that reads, writes or
-    holds numbers of more than half of what fp16 can, in the weights or on the given images.
+    holds numbers of more than half of what fp16 can, in the weights or on the given images. Do
+    not wait for `compare` to show an overflow: on a CPU, ONNX Runtime takes fp32 for much of
+    what is fp16 in the file.
 
     Args:
         keep: names of nodes.
