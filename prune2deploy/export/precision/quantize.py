@@ -180,6 +180,10 @@ def _quantized(
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    # For ONNX Runtime unsigned activations, as pairs. Times as fast as fp32 on one thread of a CPU
+    # with AVX-512 VNNI, ResNet-18 and MobileNetV2 at 224: 3.19 and 1.95; signed 1.05 and 1.07,
+    # signed and symmetric 1.00 and 0.66; QLinearConv in place of pairs 3.18 and 1.96, signed 0.14
+    # and 0.17; one scale for all channels of a weight 3.19 and 1.97.
     symmetric = runtime == "tensorrt"
     options: dict[str, Any] = {"WeightSymmetric": True, "ActivationSymmetric": symmetric}
     if symmetric:
