@@ -25,6 +25,7 @@ from prune2deploy.export.precision import (
     to_int8,
     to_int8_within,
 )
+from prune2deploy.export.precision.calibration import _rebin
 from prune2deploy.export.precision.kinds import layer_names, read
 from prune2deploy.export.precision.sensitivity import _fewest
 
@@ -318,6 +319,32 @@ def test_groups_of_images_give_the_same_range(
     monkeypatch.setattr("prune2deploy.export.precision.calibration._GROUP_BYTES", 1)
     to_int8(source, tmp_path / "b.onnx", batches=images(16, 16), method="minmax")
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["percentile", "entropy"])
+def test_images_of_zeros_first_do_not_ask_for_endless_bins(
+    method: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prune2deploy.export.precision.calibration._GROUP_BYTES", 1)
+    batches = [np.zeros((2, *SHAPE), np.float32), images(4)[0] * 1e5]
+    result = to_int8(source, tmp_path / "q.onnx", batches=batches, method=method)
+    difference = compare(source, result.path, [images(4, seed=1)[0] * 1e5])
+    assert difference.max_rel_diff < 0.3
+
+
+@pytest.mark.parametrize("counts", [4, 5])
+def test_a_histogram_keeps_its_counts_when_its_bins_widen(counts: int) -> None:
+    edges = np.linspace(0 if counts == 4 else -1, 1, 9, dtype=np.float32)
+    smallest, largest = edges[0], edges[-1]
+    old = (np.arange(8), edges, smallest, largest, *([largest] if counts == 5 else []))
+    histograms = {"near": old, "far": old}
+    _rebin(histograms, "near", 1.5, 8)
+    assert histograms["near"] is old
+    _rebin(histograms, "far", 1000.0, 8)
+    moved, wider, *ends = histograms["far"]
+    assert (len(moved), moved.sum(), wider[-1]) == (8, 28, 1000)
+    assert ends == [smallest, largest, *([1000] if counts == 5 else [])]
+    assert np.flatnonzero(moved).tolist() == ([0] if counts == 4 else [3, 4])
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt"])

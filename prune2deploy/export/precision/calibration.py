@@ -105,7 +105,7 @@ def _calibrator(model: onnx.ModelProto, folder: Path, method: Method, operators:
         "entropy": {"num_bins": _BINS["entropy"], "num_quantized_bins": _LEVELS},
     }
     try:
-        return create_calibrator(
+        calibrator = create_calibrator(
             path,
             operators,
             augmented_model_path=str(folder / "augmented.onnx"),
@@ -115,3 +115,50 @@ def _calibrator(model: onnx.ModelProto, folder: Path, method: Method, operators:
         )
     except Exception as err:
         raise ExportError(f"ONNX Runtime cannot run the model: {explain(err)}.") from err
+    if method != "minmax":
+        calibrator.collector = _bounded_collector(calibrator)
+    return calibrator
+
+
+def _bounded_collector(calibrator: Any) -> Any:
+    """Return the calibrator's own collector of histograms, but with a limit to their bins.
+
+    It keeps the width of the first bins. Where the first images hold little but zeros, that asks
+    for more bins later than any memory has.
+    """
+    from onnxruntime.quantization.calibrate import HistogramCollector
+
+    class Bounded(HistogramCollector):  # type: ignore[misc]
+        def collect(self, name_to_arr: dict[str, list[NDArray[np.float32]]]) -> None:
+            for name, arrays in name_to_arr.items():
+                peak = max((float(np.abs(a).max()) for a in arrays if a.size), default=0.0)
+                if name in self.histogram_dict and peak > 0:
+                    _rebin(self.histogram_dict, name, peak, self.num_bins)
+            super().collect(name_to_arr)
+
+    return Bounded(
+        method=calibrator.method,
+        symmetric=calibrator.symmetric,
+        num_bins=calibrator.num_bins,
+        num_quantized_bins=calibrator.num_quantized_bins,
+        percentile=calibrator.percentile,
+        scenario=calibrator.scenario,
+    )
+
+
+def _rebin(histograms: dict[str, Any], name: str, peak: float, bins: int) -> None:
+    """Give a histogram bins up to `peak`, if it would get more than twice as many otherwise.
+
+    A histogram is (counts, edges, smallest, largest) of absolute values; or of values, with the
+    last edge as a fifth, and edges from minus to plus that.
+    """
+    counts, edges, smallest, largest, *threshold = histograms[name]
+    before = max(abs(float(smallest)), abs(float(largest)))
+    if before > 0 and len(counts) * max(1.0, peak / float(edges[-1])) <= 2 * bins:
+        return
+    peak = max(peak, before)
+    centres = np.clip((edges[:-1] + edges[1:]) / 2, -before, before)
+    wider = np.linspace(-peak if threshold else 0.0, peak, bins + 1, dtype=edges.dtype)
+    moved, _ = np.histogram(np.clip(centres, wider[0], wider[-1]), wider, weights=counts)
+    ends = [np.array(peak, edges.dtype)] if threshold else []
+    histograms[name] = (moved.astype(counts.dtype), wider, smallest, largest, *ends)
