@@ -52,7 +52,7 @@ def disturbances(settings: CommonSettings, facts: Facts) -> Iterator[Finding]:
     yield from _memory(machine, state)
     yield from _quota(machine)
     yield from _disk(settings, facts)
-    yield from _word_size(machine)
+    yield from _word_size(facts)
 
 
 def _pi_supply(state: Facts) -> Iterator[Finding]:
@@ -259,12 +259,16 @@ def _disk(settings: CommonSettings, facts: Facts) -> Iterator[Finding]:
     )
 
 
-def _word_size(machine: Facts) -> Iterator[Finding]:
+def _word_size(facts: Facts) -> Iterator[Finding]:
+    machine = facts["machine"]
     architecture = machine.get("architecture") or ""
-    if re.fullmatch(r"armv[5-7]\w*|armv8l|i\d86", architecture):
+    narrow = re.fullmatch(r"armv[5-7]\w*|armv8l|i\d86", architecture)
+    # A 32-bit Raspberry Pi OS has a 64-bit kernel, which says aarch64.
+    if narrow or facts.get("python_bits") == 32:
         pi = machine.get("kind") == "raspberry_pi"
+        seen = architecture if narrow else f"{architecture} kernel, 32-bit Python"
         yield Finding(
-            f"The system is a 32-bit one ({architecture}).",
+            f"The system is a 32-bit one ({seen}).",
             "There are no packages of ONNX Runtime or PyTorch for it, and 64-bit code is faster.",
             "Install the 64-bit system"
             + (", which Raspberry Pi Imager offers." if pi else ", if the processor can run it."),

@@ -25,6 +25,7 @@ def facts(job: dict[str, Any]) -> dict[str, Any]:
     home = os.path.expanduser("~")
     return {
         "python": platform.python_version(),
+        "python_bits": 64 if sys.maxsize > 2**32 else 32,
         "executable": sys.executable,
         "machine": machine(root),
         "state": state(root),

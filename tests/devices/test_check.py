@@ -229,6 +229,15 @@ def test_a_disk_that_is_almost_full() -> None:
     assert "du -sh ~/.cache/prune2deploy" in commands
 
 
+def test_a_32_bit_system_under_a_64_bit_kernel() -> None:
+    text, _ = only_finding({**facts(PI), "python_bits": 32})
+    assert "32-bit one (aarch64 kernel, 32-bit Python)" in text
+
+
+def test_a_64_bit_system_is_no_finding() -> None:
+    assert check({**facts(PI), "python_bits": 64}).findings == check(facts(PI)).findings
+
+
 MAXN = {"name": "MAXN_SUPER", "id": 2}
 LOW = {"name": "15W", "id": 0}
 

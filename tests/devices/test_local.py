@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from tiny_onnx import QUICK, ConvModel
 
 from prune2deploy.devices import LocalSettings, local, open_device
+from prune2deploy.devices.bundle import probe_bytes
 from prune2deploy.devices.local import LocalDevice
 from prune2deploy.errors import DeviceError
 
@@ -34,6 +37,16 @@ def fake_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def run(job: Mapping[str, Any] | None = None, limit_s: float = 30.0) -> dict[str, Any]:
     with LocalDevice() as device:
         return device.run_probe(job or {}, time_limit_s=limit_s, report=ignore)
+
+
+def test_a_python_that_cannot_read_the_probe_is_told_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = zipfile.ZipFile(io.BytesIO(probe_bytes())).read("__main__.py").decode()
+    old = "import sys; sys.version_info = (3, 6, 9); sys.version = '3.6.9 (default)'\n"
+    monkeypatch.setattr(local, "probe_bytes", (old + start).encode)
+    with pytest.raises(DeviceError, match=r"Python 3\.6\.9 at .* is too old, 3\.8 or newer"):
+        run()
 
 
 def test_an_unknown_device_brings_the_nearest_name() -> None:
