@@ -6,6 +6,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -66,16 +67,16 @@ class _Target:
         count = len(network.full)
         forms = [(layer.inside, layer.outside) for layer in network.layers]
         return Parts(
-            times=[
-                lambda kept, n=n: predictor.factor * predictor.layer_us(n, kept)
-                for n in range(len(network.layers))
-            ],
+            times=[partial(self._layer_us, n) for n in range(len(network.layers))],
             groups=[
                 [g for g in range(count) if inside[1 + g] or outside[1 + g]]
                 for inside, outside in forms
             ],
             rest=predictor.factor * network.rest_us,
         )
+
+    def _layer_us(self, number: int, kept: Counts) -> float:
+        return self.predictor.factor * self.predictor.layer_us(number, kept)
 
 
 @dataclass(frozen=True)
