@@ -1,26 +1,41 @@
-"""Versions of an exported ONNX file that compute in fp16 or int8, and how far they are off."""
+"""Lower precision, made in the ONNX file: fp16 and int8, and what they cost."""
 
-from prune2deploy.export.precision.difference import Difference, compare
+from prune2deploy.export.precision.activations import Images, Statistics, collect
+from prune2deploy.export.precision.calibration import Calibration, Method, calibrate, ranges_from
+from prune2deploy.export.precision.comparison import Deviation, compare_files, top1_agreement
+from prune2deploy.export.precision.counts import LayerCount, Precision, precision_of
 from prune2deploy.export.precision.half import HalfResult, to_fp16
-from prune2deploy.export.precision.kinds import precision_of
-from prune2deploy.export.precision.quantize import QuantizedResult, to_int8
+from prune2deploy.export.precision.quantize import QuantizedResult, Runtime, to_int8
 from prune2deploy.export.precision.sensitivity import (
+    HeldResult,
+    Judge,
     LayerCost,
-    Within,
     sensitivity,
     to_int8_within,
 )
 
 __all__ = [
-    "Difference",
+    "Calibration",
+    "Deviation",
     "HalfResult",
+    "HeldResult",
+    "Images",
+    "Judge",
     "LayerCost",
+    "LayerCount",
+    "Method",
+    "Precision",
     "QuantizedResult",
-    "Within",
-    "compare",
+    "Runtime",
+    "Statistics",
+    "calibrate",
+    "collect",
+    "compare_files",
     "precision_of",
+    "ranges_from",
     "sensitivity",
     "to_fp16",
     "to_int8",
     "to_int8_within",
+    "top1_agreement",
 ]

@@ -1,164 +1,139 @@
-"""The ranges of activations, from images."""
+"""From the values of activations to the ranges that int8 covers.
+
+Three methods, from the same statistics:
+
+- minmax: all that was seen. One outlier makes the steps coarse for everything else.
+- percentile: the threshold that a share of all absolute values stays below. What is
+  above it is clipped.
+- entropy: the threshold at which the clipped and quantised distribution says most about
+  the original one. Migacz, "8-bit Inference with TensorRT", GTC 2017, slides 38 to 40.
+"""
 
 from __future__ import annotations
 
-import itertools
-import tempfile
-from collections.abc import Collection
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import numpy as np
-import onnx
-from numpy.typing import NDArray
+import numpy.typing as npt
 
-from prune2deploy.errors import ExportError
-from prune2deploy.export.precision.samples import Batches, whole_batches
-from prune2deploy.export.precision.sessions import session_of, watched
-from prune2deploy.export.quiet import quiet
-from prune2deploy.models import explain
+from prune2deploy.errors import ExportError, nearest_name_hint
+from prune2deploy.export.precision.activations import (
+    BINS,
+    Images,
+    Statistics,
+    TensorStatistics,
+    collect,
+)
+from prune2deploy.export.precision.graphs import load_graph
 
 Method = Literal["minmax", "percentile", "entropy"]
 
-#: Images that each method reads. More change the ranges little, and time grows with them.
-MOST_IMAGES = {"minmax": 1024, "percentile": 512, "entropy": 512}
-_PERCENTILE = 99.99
-_BINS = {"percentile": 2048, "entropy": 512}
-_LEVELS = 128  # Of an int8 number without its sign.
-# What is computed on the way is held for some images at once.
-_GROUP_BYTES = 2**28
+DEFAULT_PERCENTILE = 99.99
+# The levels of one sign. Thresholds are tried in steps of as many bins.
+_LEVELS = 128
+_STEP = 8
 
 
 @dataclass(frozen=True)
-class Ranges:
-    """What calibration found."""
+class Calibration:
+    """The range of every activation, in its own units."""
 
-    tensors: Any
-    """ONNX Runtime's own TensorsData."""
+    ranges: Mapping[str, tuple[float, float]]
+    """By the tensor's name: lowest and highest value that int8 has to represent."""
     method: Method
-    images: int
+    samples: int
 
 
-class _Reader:
-    """One group of inputs, as ONNX Runtime's calibrators want to be given them."""
+def calibrate(
+    source: Path,
+    batches: Iterable[Images],
+    method: Method = "minmax",
+    *,
+    percentile: float = DEFAULT_PERCENTILE,
+) -> Calibration:
+    """Run the fp32 file on images and return the ranges of its activations.
 
-    def __init__(self, feeds: list[dict[str, NDArray[np.float32]]]) -> None:
-        self._feeds = iter(feeds)
+    Memory does not grow with the number of images.
 
-    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        return next(self._feeds, None)
-
-
-def calibrated(
-    model: onnx.ModelProto, batches: Batches, method: Method, operators: Collection[str]
-) -> Ranges:
-    """Return the ranges of all tensors that these operators read and write.
-
-    Memory: all activations of a group of images of 256 MiB, or of one batch where that is more.
+    Args:
+        batches: float32 (n, channels, height, width), normalised as in training; read
+            once. Some hundred training images do.
+        percentile: share of the absolute values that is covered, in percent; for the
+            method of that name only.
 
     Raises:
-        ExportError: no images, or they do not fit, or ONNX Runtime cannot run the model.
+        ExportError: an unknown method, no images, or images that do not fit.
     """
-    feeds = whole_batches(model, batches, MOST_IMAGES[method])
-    first = next(feeds, None)
-    if first is None:
-        raise ExportError("There are no images to calibrate on. Give some of the training data.")
-    group = max(1, _GROUP_BYTES // _activation_bytes(model, first))
-    feeds = itertools.chain([first], feeds)
-    images = 0
-    with tempfile.TemporaryDirectory(prefix="prune2deploy-") as folder, quiet():
-        calibrator = _calibrator(model, Path(folder), method, sorted(operators))
-        # The first group is the largest that memory allows: its values set the bins' width.
-        while some := list(itertools.islice(feeds, group)):
-            calibrator.collect_data(_Reader(some))
-            images += sum(len(array) for feed in some for array in feed.values())
-        try:
-            tensors = calibrator.compute_data()
-        except Exception as err:
-            raise ExportError(
-                f"No ranges could be found by the method '{method}': {explain(err)}. "
-                "Try another method, or other images."
-            ) from err
-    return Ranges(tensors, method, images)
+    check_method(method, percentile)
+    return ranges_from(collect(load_graph(source), batches), method, percentile=percentile)
 
 
-def _activation_bytes(model: onnx.ModelProto, feed: dict[str, NDArray[np.float32]]) -> int:
-    session = session_of(watched(model))
-    return 1 + sum(int(array.nbytes) for array in session.run(None, feed))
-
-
-def _calibrator(model: onnx.ModelProto, folder: Path, method: Method, operators: list[str]) -> Any:
-    from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
-
-    path = folder / "model.onnx"
-    onnx.save(model, path)
-    kinds = {
-        "minmax": CalibrationMethod.MinMax,
-        "percentile": CalibrationMethod.Percentile,
-        "entropy": CalibrationMethod.Entropy,
-    }
-    # ONNX Runtime's own 128 bins of entropy leave it nothing to choose: as many as the levels.
-    options = {
-        "minmax": {},
-        "percentile": {"percentile": _PERCENTILE, "num_bins": _BINS["percentile"]},
-        "entropy": {"num_bins": _BINS["entropy"], "num_quantized_bins": _LEVELS},
-    }
-    try:
-        calibrator = create_calibrator(
-            path,
-            operators,
-            augmented_model_path=str(folder / "augmented.onnx"),
-            calibrate_method=kinds[method],
-            providers=["CPUExecutionProvider"],
-            extra_options=options[method],
+def check_method(method: str, percentile: float) -> None:
+    """Raise an ExportError unless there is such a method, with such a percentile."""
+    if method not in get_args(Method):
+        raise ExportError(
+            f"Calibration method '{method}' does not exist. "
+            + nearest_name_hint(method, get_args(Method))
         )
-    except Exception as err:
-        raise ExportError(f"ONNX Runtime cannot run the model: {explain(err)}.") from err
-    if method != "minmax":
-        calibrator.collector = _bounded_collector(calibrator)
-    return calibrator
+    if not 50 < percentile <= 100:
+        raise ExportError(
+            f"percentile is {percentile:g}; expected more than 50 and at most 100, as 99.99."
+        )
 
 
-def _bounded_collector(calibrator: Any) -> Any:
-    """Return the calibrator's own collector of histograms, but with a limit to their bins.
-
-    It keeps the width of the first bins. Where the first images hold little but zeros, that asks
-    for more bins later than any memory has.
-    """
-    from onnxruntime.quantization.calibrate import HistogramCollector
-
-    class Bounded(HistogramCollector):  # type: ignore[misc]
-        def collect(self, name_to_arr: dict[str, list[NDArray[np.float32]]]) -> None:
-            for name, arrays in name_to_arr.items():
-                peak = max((float(np.abs(a).max()) for a in arrays if a.size), default=0.0)
-                if name in self.histogram_dict and peak > 0:
-                    _rebin(self.histogram_dict, name, peak, self.num_bins)
-            super().collect(name_to_arr)
-
-    return Bounded(
-        method=calibrator.method,
-        symmetric=calibrator.symmetric,
-        num_bins=calibrator.num_bins,
-        num_quantized_bins=calibrator.num_quantized_bins,
-        percentile=calibrator.percentile,
-        scenario=calibrator.scenario,
-    )
+def ranges_from(
+    statistics: Statistics, method: Method, *, percentile: float = DEFAULT_PERCENTILE
+) -> Calibration:
+    """Return the ranges that a method reads off statistics."""
+    ranges = {}
+    for name, tensor in statistics.tensors.items():
+        threshold = tensor.largest
+        if method == "percentile":
+            threshold = _percentile(tensor, percentile)
+        elif method == "entropy":
+            threshold = _entropy(tensor)
+        ranges[name] = (max(tensor.lowest, -threshold), min(tensor.highest, threshold))
+    return Calibration(ranges, method, statistics.samples)
 
 
-def _rebin(histograms: dict[str, Any], name: str, peak: float, bins: int) -> None:
-    """Give a histogram bins up to `peak`, if it would get more than twice as many otherwise.
+def _percentile(tensor: TensorStatistics, percentile: float) -> float:
+    share = np.cumsum(tensor.counts) / tensor.counts.sum()
+    # The upper edge of the bin in which the share is reached.
+    bins = int(np.searchsorted(share, percentile / 100)) + 1
+    return min(tensor.largest, bins * tensor.end / BINS)
 
-    A histogram is (counts, edges, smallest, largest) of absolute values; or of values, with the
-    last edge as a fifth, and edges from minus to plus that.
-    """
-    counts, edges, smallest, largest, *threshold = histograms[name]
-    before = max(abs(float(smallest)), abs(float(largest)))
-    if before > 0 and len(counts) * max(1.0, peak / float(edges[-1])) <= 2 * bins:
-        return
-    peak = max(peak, before)
-    centres = np.clip((edges[:-1] + edges[1:]) / 2, -before, before)
-    wider = np.linspace(-peak if threshold else 0.0, peak, bins + 1, dtype=edges.dtype)
-    moved, _ = np.histogram(np.clip(centres, wider[0], wider[-1]), wider, weights=counts)
-    ends = [np.array(peak, edges.dtype)] if threshold else []
-    histograms[name] = (moved.astype(counts.dtype), wider, smallest, largest, *ends)
+
+def _entropy(tensor: TensorStatistics) -> float:
+    """Return the threshold with the smallest divergence between values and int8 values."""
+    counts = tensor.counts.astype(np.float64)
+    used = int(np.flatnonzero(counts)[-1]) + 1
+    if used <= _LEVELS:
+        return tensor.largest
+    # The zeros behind a ReLU are exact in int8, whatever the threshold; as many as they
+    # are, they would decide alone. TensorRT's own tools leave them out in the same way.
+    counts[0] = counts[1]
+    candidates = [*range(_LEVELS, used, _STEP), used]
+    divergences = [_divergence(counts[:used], size) for size in candidates]
+    best = candidates[int(np.argmin(divergences))]
+    return float(min(tensor.largest, best * tensor.end / BINS))
+
+
+def _divergence(counts: npt.NDArray[np.float64], size: int) -> float:
+    """Return KL(p, q) over the first bins: p with clipped values in the last, q quantised."""
+    kept = counts[:size]
+    p = kept.copy()
+    p[-1] += counts[size:].sum()
+    level = np.arange(size) * _LEVELS // size
+    filled = kept > 0
+    sums = np.bincount(level, kept, _LEVELS)
+    sizes = np.bincount(level, filled, _LEVELS)
+    q = np.where(filled, (sums / np.maximum(sizes, 1))[level], 0.0)
+    if not q.sum():
+        return np.inf
+    p, q = p / p.sum(), q / q.sum()
+    # A bin with only clipped values has p > 0 and q = 0; a small q makes it costly, not infinite.
+    occupied = p > 0
+    return float((p[occupied] * np.log(p[occupied] / np.maximum(q[occupied], 1e-9))).sum())

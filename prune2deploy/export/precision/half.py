@@ -1,212 +1,212 @@
-"""The fp16 version of an ONNX file, with fp32 where fp16 cannot hold the numbers."""
+"""Make the fp16 version of an ONNX file.
+
+The conversion itself is ONNX Runtime's. Of the two converters that are kept up, it has
+the limits of the type as its defaults, where onnxconverter-common clips at 10000; it
+keeps apart initializers that fp16 and fp32 operators share; and it comes with ONNX
+Runtime, which is needed anyway. Both gave equal numbers on torchvision's ResNet,
+MobileNet, EfficientNet and DenseNet. What it leaves to us is done below: the order of
+the nodes, and casts that lead to fp16 and back.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
 from prune2deploy.errors import ExportError
-from prune2deploy.export.precision.kinds import check_names, read, write
-from prune2deploy.export.precision.samples import Batches, whole_batches
-from prune2deploy.export.precision.sessions import session_of, watched
-from prune2deploy.export.quiet import quiet
+from prune2deploy.export.precision.activations import Images, Statistics, collect
+from prune2deploy.export.precision.counts import LayerCount, Precision, precision_of
+from prune2deploy.export.precision.graphs import (
+    layers_of,
+    load_graph,
+    nodes_named,
+    require_layers,
+    save_graph,
+)
+from prune2deploy.models import explain
 
-_log = logging.getLogger(__name__)
-
-_LARGEST = 65504.0  # of fp16
-# Half of it, as other images reach farther than those that were looked at.
-_LIMIT = _LARGEST / 2
+LARGEST = 65504.0
+# Calibration images do not hold the largest activation there is.
+_MARGIN = 4.0
+_SMALLEST_NORMAL = 2.0**-14
+_SMALLEST = 2.0**-24
 
 
 @dataclass(frozen=True)
 class HalfResult:
-    """An fp16 file, and what in it is not."""
+    """What became of the layers and the weights."""
 
     path: Path
     kept: dict[str, str]
-    """Nodes that compute in fp32, by name, with the reason."""
-    images: int
-    """Images on which the largest values were looked for; 0: nobody looked."""
+    """Operators that compute in fp32, by layer or node name, with the reason in words."""
+    precision: dict[Precision, LayerCount]
+    """Read back from the file."""
+    largest_activation: float | None
+    """Over all fp16 tensors, in their own units; None where no images were given."""
+    subnormal_weights: int
+    """Weights other than 0 so small that fp16 stores them with fewer digits (below 6.1e-5)."""
+    raised_weights: int
+    """Of these, weights that become the smallest fp16 number, 6e-8, as they are below it."""
 
 
 def to_fp16(
-    source: Path, target: Path, *, keep: Sequence[str] = (), batches: Batches = ()
+    source: Path,
+    target: Path,
+    *,
+    batches: Iterable[Images] | None = None,
+    keep: Collection[str] = (),
+    keep_io: bool = True,
 ) -> HalfResult:
-    """Write a version that computes in fp16; inputs, outputs and metadata stay as they are.
+    """Write the fp16 version of an fp32 file.
 
-    Stays in fp32: what is in `keep`, operators that have no fp16, and all that reads, writes or
-    holds numbers of more than half of what fp16 can, in the weights or on the given images. Do
-    not wait for `compare` to show an overflow: on a CPU, ONNX Runtime takes fp32 for much of
-    what is fp16 in the file.
+    All tensors are typed in the file, with casts where the type changes, as strongly
+    typed runtimes (TensorRT 11, TensorRT for RTX) want it. What cannot be fp16 stays
+    fp32: operators that runtimes have in fp32 only, and operators that read, hold or
+    return values which fp16 cannot represent. ONNX Runtime on a CPU does not show such
+    values, as it computes most fp16 operators in fp32; a GPU would.
 
     Args:
-        keep: names of nodes.
-        batches: float32 (n, channels, height, width) each, to look for large values in.
+        batches: training images, float32 (n, channels, height, width), to look for
+            activations that overflow; None: only weights are looked at.
+        keep: layers (or nodes) that stay fp32, by name.
+        keep_io: input and outputs stay fp32, so that the file is used like the original.
 
     Raises:
-        ExportError: `source` is not fp32 ONNX, cannot be run or converted, a name in `keep` is
-            unknown, or the images do not fit.
+        ExportError: source is no static fp32 model, an unknown name in keep, or a result
+            that is not valid.
     """
-    original = read(source)
-    check_names(original, keep)
-    if any(tensor.data_type == TensorProto.FLOAT16 for tensor in original.graph.initializer):
-        raise ExportError(f"{source} holds fp16 already. Convert the fp32 file.")
-    kept = dict.fromkeys(keep, "asked for")
-    peaks, images = _peaks(original, batches)
-    for node in original.graph.node:
-        reason = _reason(node, peaks, original)
-        if reason:
-            kept.setdefault(node.name, reason)
-    converted = _converted(original, list(kept))
-    write(converted, original, target)
-    for name, reason in kept.items():
-        _log.info("%s stays in fp32: %s.", name, reason)
-    return HalfResult(target, kept, images)
-
-
-def _reason(node: onnx.NodeProto, peaks: dict[str, float], original: onnx.ModelProto) -> str | None:
-    if node.op_type in _without_half(original):
-        return f"{node.op_type} has no fp16"
-    peak, name = max(
-        ((peaks.get(name, 0.0), name) for name in (*node.input, *node.output)), default=(0.0, "")
-    )
-    if peak > _LIMIT:
-        return f"'{name}' holds {peak:.3g}, and fp16 ends at {_LARGEST:.0f}"
-    return None
-
-
-def _without_half(proto: onnx.ModelProto) -> set[str]:
-    """Return the operators of a model that the converter or ONNX itself has only in fp32."""
-    versions = {entry.domain: entry.version for entry in proto.opset_import}
-    found = set()
-    for node in proto.graph.node:
-        if onnx.defs.has(node.op_type, versions.get(node.domain, 1), node.domain):
-            schema = onnx.defs.get_schema(node.op_type, versions.get(node.domain, 1), node.domain)
-            allowed = [set(rule.allowed_type_strs) for rule in schema.type_constraints]
-            fixed = [given.type_str for given in (*schema.inputs, *schema.outputs)]
-            floats = any("tensor(float)" in types for types in allowed)
-            half = any("tensor(float16)" in types for types in allowed)
-            if (floats and not half) or (not floats and "tensor(float)" in fixed):
-                found.add(node.op_type)
-    return found | {n.op_type for n in proto.graph.node if n.op_type in _blocked_operators()}
-
-
-def _converter() -> Any:
-    from onnxruntime.transformers import float16  # A second, and it alters sys.path.
-
-    return float16
-
-
-def _blocked_operators() -> list[str]:
-    operators: list[str] = _converter().DEFAULT_OP_BLOCK_LIST
-    return operators
-
-
-def _converted(original: onnx.ModelProto, kept: list[str]) -> onnx.ModelProto:
-    source = onnx.ModelProto()
-    source.CopyFrom(original)
-    # ONNX Runtime's, as the one of onnxconverter-common leaves weights that a kept and another
-    # node share in fp32, so that the other one mixes types, and cuts weights off at 1e4. On
-    # ResNet-18, MobileNetV3, EfficientNet-B0 and DenseNet-121 both work and agree to 1e-6.
+    original = load_graph(source)
+    require_layers(original, source)
+    kept = dict.fromkeys(nodes_named(original, keep), "asked for")
+    statistics = None if batches is None else collect(original, batches)
+    for node, reason in _must_stay(original, statistics).items():
+        kept.setdefault(node, reason)
     try:
-        with quiet():
-            proto: onnx.ModelProto = _converter().convert_float_to_float16(
-                source, keep_io_types=True, node_block_list=kept
-            )
+        proto = _converted(original, set(kept), keep_io)
     except Exception as err:
-        raise ExportError(f"The ONNX file could not be converted to fp16: {err}.") from err
-    _skip_round_trips(proto.graph)
-    return proto
+        raise ExportError(f"{source} cannot be converted to fp16: {explain(err)}.") from err
+    save_graph(proto, target, like=original)
+    names = {layer.node: layer.name for layer in layers_of(original)}
+    order = [node.name for node in original.graph.node if node.name in kept]
+    subnormal, raised = _small_weights(original, kept)
+    return HalfResult(
+        target,
+        {names.get(node, node): kept[node] for node in order},
+        precision_of(target),
+        None if statistics is None else _largest(original, statistics, kept),
+        subnormal,
+        raised,
+    )
 
 
-def _skip_round_trips(graph: onnx.GraphProto) -> None:
-    """Let what is cast to fp16 and back be read as it was: the converter casts around each node.
+def _must_stay(proto: onnx.ModelProto, statistics: Statistics | None) -> dict[str, str]:
+    """Return the nodes that cannot be fp16, with the reason."""
+    from onnxruntime.transformers import float16  # Only where it is needed: it takes a while.
 
-    Between two nodes that are kept it would cut off just the numbers they were kept for.
+    blocked = set(float16.DEFAULT_OP_BLOCK_LIST)
+    large = {t.name: size for t in proto.graph.initializer if (size := _size(t)) > LARGEST}
+    seen = {} if statistics is None else statistics.tensors
+    hot = {name: t.largest for name, t in seen.items() if t.largest > LARGEST / _MARGIN}
+    result = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            if name in large:
+                result[node.name] = f"a weight of {large[name]:.3g} is above {LARGEST:.0f}"
+        for what, names in (("returns", node.output), ("reads", node.input)):
+            for name in names:
+                if name in hot:
+                    result.setdefault(
+                        node.name,
+                        f"it {what} values up to {hot[name]:.3g}; fp16 ends at {LARGEST:.0f}",
+                    )
+        if node.op_type in blocked:
+            result[node.name] = f"runtimes have {node.op_type} in fp32 only"
+    return result
+
+
+def _size(tensor: onnx.TensorProto) -> float:
+    if tensor.data_type != TensorProto.FLOAT:
+        return 0.0
+    values = numpy_helper.to_array(tensor)
+    # Infinity is exact in fp16, as the mask of an attention.
+    return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
+
+
+def _largest(proto: onnx.ModelProto, statistics: Statistics, kept: Collection[str]) -> float:
+    inside = {
+        name
+        for node in proto.graph.node
+        if node.name not in kept
+        for name in (*node.input, *node.output)
+    }
+    return max(t.largest for name, t in statistics.tensors.items() if name in inside)
+
+
+def _small_weights(proto: onnx.ModelProto, kept: Collection[str]) -> tuple[int, int]:
+    weights = {layer.weight for layer in layers_of(proto) if layer.node not in kept}
+    subnormal = raised = 0
+    for tensor in proto.graph.initializer:
+        if tensor.name in weights:
+            sizes = np.abs(numpy_helper.to_array(tensor))
+            subnormal += int(((sizes > 0) & (sizes < _SMALLEST_NORMAL)).sum())
+            raised += int(((sizes > 0) & (sizes < _SMALLEST)).sum())
+    return subnormal, raised
+
+
+def _converted(original: onnx.ModelProto, kept: Collection[str], keep_io: bool) -> onnx.ModelProto:
+    from onnxruntime.transformers import float16
+
+    proto = onnx.ModelProto()
+    proto.CopyFrom(original)
+    result: onnx.ModelProto = float16.convert_float_to_float16(
+        proto,
+        keep_io_types=keep_io,
+        # Named by node alone, so that what is reported is what was done.
+        op_block_list=[],
+        node_block_list=sorted(kept),
+    )
+    _remove_detours(result)
+    return result
+
+
+def _remove_detours(proto: onnx.ModelProto) -> None:
+    """Connect fp32 operators directly where fp32 is cast to fp16 and back.
+
+    Between two operators that stay fp32 because a value is too large for fp16, the
+    detour would make it infinite.
     """
-    casts = {node.output[0]: node for node in graph.node if _cast_to(node) is not None}
-    half = {out: n.input[0] for out, n in casts.items() if _cast_to(n) == TensorProto.FLOAT16}
-    types = {
-        info.name: info.type.tensor_type.elem_type for info in (*graph.input, *graph.value_info)
+    graph = proto.graph
+    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    infos = (*graph.input, *inferred.value_info)
+    floats = {i.name for i in infos if i.type.tensor_type.elem_type == TensorProto.FLOAT}
+    casts = {
+        node.output[0]: (node.input[0], next(a.i for a in node.attribute if a.name == "to"))
+        for node in graph.node
+        if node.op_type == "Cast"
     }
-    original = {
-        out: half[node.input[0]]
-        for out, node in casts.items()
-        if _cast_to(node) == TensorProto.FLOAT
-        and types.get(half.get(node.input[0], "")) == TensorProto.FLOAT
-    }
+    direct = {}
+    for name, (middle, to) in casts.items():
+        source, half = casts.get(middle, ("", 0))
+        if to == TensorProto.FLOAT and half == TensorProto.FLOAT16 and source in floats:
+            direct[name] = source
     outputs = {output.name for output in graph.output}
     for node in graph.node:
-        if node.op_type == "Cast" and node.output[0] in original and node.output[0] in outputs:
-            node.CopyFrom(
-                onnx.helper.make_node(
-                    "Identity", [original[node.output[0]]], [node.output[0]], node.name
-                )
-            )
-        else:
-            node.input[:] = [original.get(name, name) for name in node.input]
-    _remove_unread_casts(graph)
-
-
-def _remove_unread_casts(graph: onnx.GraphProto) -> None:
-    outputs = {output.name for output in graph.output}
+        if node.op_type == "Cast" and node.output[0] in direct and node.output[0] in outputs:
+            node.op_type = "Identity"
+            del node.attribute[:]
+            node.input[0] = direct[node.output[0]]
+            continue
+        node.input[:] = [direct.get(name, name) for name in node.input]
+    used = {name for node in graph.node for name in node.input} | outputs
     while True:
-        read_names = outputs | {name for node in graph.node for name in node.input}
-        nodes = [
-            node for node in graph.node if _cast_to(node) is None or node.output[0] in read_names
-        ]
-        if len(nodes) == len(graph.node):
-            break
-        del graph.node[:]
-        graph.node.extend(nodes)
-    written = {name for node in graph.node for name in node.output}
-    infos = [info for info in graph.value_info if info.name in written]
-    del graph.value_info[:]
-    graph.value_info.extend(infos)
-
-
-def _cast_to(node: onnx.NodeProto) -> int | None:
-    if node.op_type != "Cast":
-        return None
-    return next(int(a.i) for a in node.attribute if a.name == "to")
-
-
-def _peaks(proto: onnx.ModelProto, batches: Batches) -> tuple[dict[str, float], int]:
-    """Return the largest absolute value of every float tensor, and how many images were run.
-
-    Constants are always looked at, the rest on the images only. Numbers that are not finite
-    count as infinity.
-    """
-    peaks = {
-        tensor.name: _peak(numpy_helper.to_array(tensor))
-        for tensor in proto.graph.initializer
-        if tensor.data_type == TensorProto.FLOAT
-    }
-    images = 0
-    session = None
-    for feed in whole_batches(proto, batches):
-        session = session or session_of(watched(proto))
-        names = [output.name for output in session.get_outputs()]
-        for name, value in zip(names, session.run(names, feed), strict=True):
-            if isinstance(value, np.ndarray) and value.dtype == np.float32:
-                peaks[name] = max(peaks.get(name, 0.0), _peak(value))
-        (array,) = feed.values()
-        peaks.update(
-            {name: max(peaks.get(name, 0.0), _peak(value)) for name, value in feed.items()}
-        )
-        images += len(array)
-    return peaks, images
-
-
-def _peak(values: Any) -> float:
-    if not values.size:
-        return 0.0
-    peak = float(np.abs(values).max())
-    return peak if np.isfinite(peak) else float("inf")
+        idle = [n for n in graph.node if n.op_type == "Cast" and n.output[0] not in used]
+        if not idle:
+            return
+        for node in idle:
+            graph.node.remove(node)
+        used = {name for node in graph.node for name in node.input} | outputs

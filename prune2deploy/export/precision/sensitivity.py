@@ -1,205 +1,228 @@
-"""What quantizing a layer costs, and int8 for as many layers as the accuracy allows."""
+"""What int8 costs layer by layer, and giving the costliest layers back until accuracy holds."""
 
 from __future__ import annotations
 
-import logging
+import os
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import onnx
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from prune2deploy import progress
 from prune2deploy.errors import ExportError
-from prune2deploy.export.precision.calibration import Method, Ranges, calibrated
-from prune2deploy.export.precision.kinds import check_names, layer_names, read
+from prune2deploy.export.onnx import write_whole
+from prune2deploy.export.parity import OnnxModel
+from prune2deploy.export.precision.activations import Images
+from prune2deploy.export.precision.calibration import (
+    DEFAULT_PERCENTILE,
+    Calibration,
+    Method,
+    calibrate,
+)
+from prune2deploy.export.precision.comparison import deviation
+from prune2deploy.export.precision.graphs import load_graph, nodes_named, require_layers
 from prune2deploy.export.precision.quantize import (
     QuantizedResult,
     Runtime,
-    operators,
-    readable,
+    alone,
+    to_int8,
     write_int8,
 )
-from prune2deploy.export.precision.samples import Batches, whole_batches
-from prune2deploy.export.precision.sessions import session_of
 
-_log = logging.getLogger(__name__)
+_SAMPLES = 64
 
-#: Images that the error of one layer is measured on, once for every layer.
-MOST_IMAGES = 64
+#: The quality of a file, higher is better, as its accuracy on validation images.
+Judge = Callable[[Path], float]
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one layer in int8 changes, all others being in fp32."""
+    """What one layer in int8 does to the outputs, all others in fp32."""
 
-    name: str
-    """Of the node."""
-    operator: str
-    relative_error: float
-    """Root of the summed squares of the outputs' errors, divided by that of the outputs."""
+    layer: str
+    op: str
+    rms_rel_diff: float
+    """Root of the summed squared differences of the outputs, relative to the outputs."""
 
 
 @dataclass(frozen=True)
-class Within:
-    """An int8 file that holds a floor."""
+class HeldResult:
+    """An int8 file that is good enough."""
 
-    result: QuantizedResult
-    score: float
-    """What the judge says of the file."""
-    judged: tuple[tuple[int, float], ...]
-    """All that was tried, in order: layers in fp32, and the score."""
-    costs: tuple[LayerCost, ...]
-    """All layers, the most costly first; empty where nothing had to be given back."""
+    quantized: QuantizedResult
+    quality: float
+    """What the judge said of the file."""
+    full_quality: float
+    """What it said with all layers in int8."""
+    given_back: list[LayerCost]
+    """The layers that stayed fp32 for it, costliest first."""
+    evaluations: int
+    """How often the judge was asked."""
 
 
 def sensitivity(
     source: Path,
-    batches: Sequence[NDArray[np.float32]],
+    batches: Iterable[Images],
     *,
-    method: Method = "percentile",
+    calibration: Calibration,
+    samples: int = _SAMPLES,
     runtime: Runtime = "onnxruntime",
 ) -> list[LayerCost]:
-    """Quantize each layer alone and return what that costs, the most costly first.
+    """Return what each layer costs, costliest first.
+
+    Each layer in turn is quantised alone, with the input that it reads, and the outputs
+    are compared with those of the fp32 file. That is one file per layer, and no labels.
 
     Args:
-        batches: float32 (n, channels, height, width) each, used for the ranges, and the first
-            MOST_IMAGES of them to compare outputs on.
+        batches: float32 (n, channels, height, width); the first `samples` images are
+            used, and kept in memory.
+        calibration: from `calibrate`.
+        runtime: see `to_int8`.
 
     Raises:
         ExportError: as of `to_int8`.
     """
-    model = readable(source, method, runtime)
-    ranges = calibrated(model, batches, method, operators(runtime))
-    return _costs(model, ranges, runtime, batches)
-
-
-def _costs(
-    model: onnx.ModelProto, ranges: Ranges, runtime: Runtime, batches: Batches
-) -> list[LayerCost]:
-    feeds = list(whole_batches(model, batches, MOST_IMAGES))
-    expected = _outputs(model, feeds)
-    kinds = {node.name: node.op_type for node in model.graph.node}
-    names = layer_names(model)
+    proto = load_graph(source)
+    layers = require_layers(proto, source)
+    images = _first(batches, samples)
+    size = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    with OnnxModel(source) as model:
+        pairs = [(chunk, model.predict(chunk)) for chunk in images.split(size)]
     costs = []
     with (
         tempfile.TemporaryDirectory(prefix="prune2deploy-") as folder,
-        progress.task("Quantizing each layer alone", total=len(names)) as shown,
+        progress.task("Quantising layer by layer", len(layers)) as shown,
     ):
-        for name in names:
-            path = Path(folder) / "one.onnx"
-            write_int8(model, path, ranges, runtime, (), only=[name])
-            error = _relative_error(expected, _outputs(read(path), feeds))
-            costs.append(LayerCost(name, kinds[name], error))
-            shown.advance(info=f"{name}: {error:.1e}")
-    # Sorting keeps the order in which layers run where two cost the same.
-    return sorted(costs, key=lambda cost: -cost.relative_error)
+        path = Path(folder) / "alone.onnx"
+        for layer in layers:
+            write_int8(proto, path, calibration, alone(proto, layer), runtime)
+            cost = deviation(path, pairs, agreement=None).rms_rel_diff
+            costs.append(LayerCost(layer.name, layer.op, cost))
+            shown.advance(info=layer.name)
+    return sorted(costs, key=lambda cost: -cost.rms_rel_diff)
 
 
-def _outputs(
-    model: onnx.ModelProto, feeds: list[dict[str, NDArray[np.float32]]]
-) -> list[NDArray[np.float64]]:
-    session = session_of(model)
-    return [
-        np.concatenate([np.asarray(output, np.float64).ravel() for output in session.run(None, f)])
-        for f in feeds
-    ]
-
-
-def _relative_error(expected: list[NDArray[np.float64]], found: list[NDArray[np.float64]]) -> float:
-    error = sum(float(((b - a) ** 2).sum()) for a, b in zip(expected, found, strict=True))
-    size = sum(float((a**2).sum()) for a in expected)
-    if not np.isfinite(error) or (error and not size):
-        return float("inf")
-    return (error / size) ** 0.5 if error else 0.0
+def _first(batches: Iterable[Images], samples: int) -> Tensor:
+    taken: list[Tensor] = []
+    missing = samples
+    for batch in batches:
+        taken.append(torch.as_tensor(batch)[:missing].float())
+        missing -= len(taken[-1])
+        if missing <= 0:
+            break
+    if not taken:
+        raise ExportError("There are no images to compare on. Give at least one batch.")
+    return torch.cat(taken)
 
 
 def to_int8_within(
     source: Path,
     target: Path,
     *,
-    judge: Callable[[Path], float],
+    judge: Judge,
     floor: float,
-    batches: Sequence[NDArray[np.float32]],
-    method: Method = "percentile",
+    batches: Iterable[Images],
+    method: Method = "minmax",
+    percentile: float = DEFAULT_PERCENTILE,
+    keep: Collection[str] = (),
     runtime: Runtime = "onnxruntime",
-    keep: Sequence[str] = (),
-) -> Within:
-    """Write an int8 version that is good enough, with the fewest layers in fp32.
+) -> HeldResult:
+    """Quantise as many layers as the floor allows.
 
-    Layers go back to fp32 by what they cost alone, the most costly first. That giving back more
-    never hurts is taken for granted: the number is found by doubling and halving.
+    First all of them. If that is not good enough, the costliest 1, 2, 4, 8, … go back to
+    fp32 until it is, and bisection finds how few of them do. The judge is asked about
+    2 log2(layers) times at most.
 
     Args:
-        judge: returns how good a file is, higher is better; called a few times, with files that
-            exist only during the call.
-        floor: the least score.
-        keep: nodes that stay in fp32 anyway.
+        target: written only if the floor holds.
+        judge: returns the quality of a file that it may run but not keep; higher is better.
+        floor: the lowest quality allowed.
+        batches: training images, read once.
+        method, percentile, keep, runtime: see `to_int8`.
 
     Raises:
-        ExportError: the file in fp32 itself does not reach the floor, or none does that has any
-            layer in int8; then `target` is as it was.
+        ExportError: int8 cannot hold the floor, with what it reaches; or as of `to_int8`.
     """
-    model = readable(source, method, runtime)
-    check_names(model, keep)
-    ranges = calibrated(model, batches, method, operators(runtime))
-    judged: list[tuple[int, float]] = []
-    ranked: list[LayerCost] = []
+    proto = load_graph(source)
+    nodes = {layer.name: layer.node for layer in require_layers(proto, source)}
+    always = nodes_named(proto, keep)
+    first: list[Tensor] = []
+    calibration = calibrate(source, _copying(batches, first), method, percentile=percentile)
+    ranking: list[LayerCost] = []
+    asked: dict[int, float] = {}
+    results: dict[int, QuantizedResult] = {}
     with tempfile.TemporaryDirectory(prefix="prune2deploy-") as folder:
+        tried, best = Path(folder) / "tried.onnx", Path(folder) / "best.onnx"
 
-        def reaches(count: int) -> bool:
-            path, back = Path(folder) / "tried.onnx", [cost.name for cost in ranked[:count]]
-            write_int8(model, path, ranges, runtime, (*keep, *back))
-            judged.append((count, judge(path)))
-            _log.info("%d layers in fp32: %.4g; the floor is %.4g.", *judged[-1], floor)
-            return judged[-1][1] >= floor
+        def holds(count: int) -> bool:
+            given_back = [cost.layer for cost in ranking[:count]]
+            results[count] = to_int8(
+                source, tried, calibration=calibration, keep=[*keep, *given_back], runtime=runtime
+            )
+            asked[count] = judge(tried)
+            good = asked[count] >= floor
+            if good:
+                # Every file that is good enough has fewer layers in fp32 than the one before.
+                os.replace(tried, best)
+            return good
 
-        count = 0
-        costs: list[LayerCost] = []
-        if not reaches(0):
-            _refuse_unreachable(source, judge(source), floor)
-            costs = _costs(model, ranges, runtime, batches)
-            ranked = [cost for cost in costs if cost.name not in keep]
-            count = _fewest(reaches, len(ranked) - 1)
-    if count < 0:
-        best = max(score for _, score in judged)
-        raise ExportError(
-            f"No int8 version of {source} reaches {floor:.4g}: with a single layer in int8 it is "
-            f"{judged[-1][1]:.4g}, at best {best:.4g}. Lower the floor, try another method or "
-            "more images, or use fp16."
-        )
-    back = [cost.name for cost in ranked[:count]]
-    result = write_int8(model, target, ranges, runtime, (*keep, *back))
-    return Within(result, dict(judged)[count], tuple(judged), tuple(costs))
-
-
-def _refuse_unreachable(source: Path, score: float, floor: float) -> None:
-    if not score >= floor:
-        raise ExportError(
-            f"{source} itself, all in fp32, has {score:.4g}, below the floor of {floor:.4g}: no "
-            "int8 version of it can be expected to do better. Lower the floor."
-        )
+        count: int | None = 0
+        if not holds(0):
+            costs = sensitivity(source, first, calibration=calibration, runtime=runtime)
+            ranking += [cost for cost in costs if nodes[cost.layer] not in always]
+            count = _fewest(holds, len(ranking) - 1)
+        if count is None:
+            raise _cannot_hold(floor, judge(source), asked, ranking)
+        write_whole(target, best.read_bytes())
+    return HeldResult(
+        replace(results[count], path=target), asked[count], asked[0], ranking[:count], len(asked)
+    )
 
 
-def _fewest(reaches: Callable[[int], bool], most: int) -> int:
-    """Return the smallest number from 1 to `most` that reaches; -1: not even `most` does.
-
-    Zero is known not to.
-    """
-    low, high = 0, 1
-    while high < most and not reaches(high):
-        low, high = high, high * 2
-    if high >= most:
-        if most < 1 or not reaches(most):
-            return -1
-        high = most
-    while high - low > 1:
-        middle = (low + high) // 2
-        if reaches(middle):
-            high = middle
+def _fewest(holds: Callable[[int], bool], most: int) -> int | None:
+    """Return the smallest count from 1 to most that holds, if more never hold less; else None."""
+    failed, count = 0, 1
+    while count <= most and not holds(count):
+        if count == most:
+            return None
+        failed, count = count, min(2 * count, most)
+    if count > most:
+        return None
+    while count - failed > 1:
+        middle = (failed + count) // 2
+        if holds(middle):
+            count = middle
         else:
-            low = middle
-    return high
+            failed = middle
+    return count
+
+
+def _cannot_hold(
+    floor: float, original: float, asked: Mapping[int, float], ranking: Sequence[LayerCost]
+) -> ExportError:
+    if original < floor:
+        return ExportError(
+            f"The fp32 file itself reaches {original:.4g}, below the floor of {floor:.4g}, so int8 "
+            "need not. Lower the floor, or train further."
+        )
+    most = max(asked)
+    with_one = f", and {asked[most]:.4g} with {most} layers back in fp32" if most else ""
+    costliest = ", ".join(f"{c.layer} ({c.rms_rel_diff:.2g})" for c in ranking[:3])
+    return ExportError(
+        f"int8 cannot hold {floor:.4g}: with all {len(ranking)} layers in int8 the file reaches "
+        f"{asked[0]:.4g}{with_one}; in fp32 it reaches {original:.4g}. Costliest layers: "
+        f"{costliest}. Lower the floor, use fp16, or try another calibration method."
+    )
+
+
+def _copying(batches: Iterable[Images], first: list[Tensor]) -> Iterable[Images]:
+    """Pass batches on, and keep the first images for the sensitivities."""
+    missing = _SAMPLES
+    for batch in batches:
+        if missing > 0:
+            first.append(torch.as_tensor(batch)[:missing].clone())
+            missing -= len(first[-1])
+        yield batch
