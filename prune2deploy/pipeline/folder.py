@@ -21,6 +21,7 @@ PLAN = "plan.json"
 ORIGINAL_WEIGHTS = "original.safetensors"
 WEIGHTS = "pruned.safetensors"
 ONNX = {"original": "original.onnx", "pruned": "pruned.onnx"}
+PRECISIONS = {"fp16": "pruned.fp16.onnx", "int8": "pruned.int8.onnx"}
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from prune2deploy.report import (
     LayerWeights,
     Metrics,
     NetworkFigures,
+    PrecisionFigures,
     Pruning,
     Stage,
 )
@@ -41,6 +42,7 @@ def gather_metrics(
     pruned: Pruned,
     before: NetworkFigures,
     after: NetworkFigures,
+    precisions: list[PrecisionFigures],
     campaign: Campaign,
     stages: list[Stage],
     seconds: dict[str, float],
@@ -49,15 +51,18 @@ def gather_metrics(
     """Put together metrics.json, check the gates, and hash the files of the folder."""
     latency: list[dict[str, Any]] = json.loads(json.dumps([r.to_dict() for r in campaign.results]))
     metric = inputs.task.metric
+    gated = recipe.gated_precision
+    judged = next((one for one in precisions if one.precision == gated), after)
     gates = check_gates(
         recipe.gates,
         metric_before=before.metrics[metric],
-        metric_after=after.metrics[metric],
+        metric_after=judged.metrics[metric],
+        pruned="pruned" if gated == "fp32" else f"pruned {gated}",
         higher_is_better=inputs.task.higher_is_better,
         latency=latency,
         not_measured=[failure.device for failure in campaign.failures],
         allow_tainted=recipe.profile.allow_tainted,
-        onnx_bytes=after.onnx_bytes,
+        onnx_bytes=judged.onnx_bytes,
     )
     checkpoint = recipe.model.checkpoint
     return Metrics(
@@ -78,6 +83,8 @@ def gather_metrics(
         stages=stages,
         before=before,
         after=after,
+        precisions=precisions,
+        gated_precision=gated,
         pruning=_pruning(recipe, pruned, before, after),
         latency=latency,
         latency_failures=[

@@ -28,6 +28,7 @@ from prune2deploy.pipeline.deploy import (
 )
 from prune2deploy.pipeline.folder import RunFolder
 from prune2deploy.pipeline.inputs import EVALUATION_BATCH, Inputs, open_inputs, train_settings
+from prune2deploy.pipeline.precisions import lower_precisions
 from prune2deploy.pipeline.pruning import Pruned, prune
 from prune2deploy.pipeline.record import gather_metrics
 from prune2deploy.pipeline.weights import prune_weights
@@ -37,6 +38,7 @@ from prune2deploy.report import (
     LatencyFailure,
     Metrics,
     NetworkFigures,
+    PrecisionFigures,
     Stage,
     summary_markdown,
 )
@@ -162,6 +164,8 @@ def _stages(run: _Run) -> RunResult:
     with run.timed("export"):
         before = _export(run, "original", original, run.stages[0])
         after = _export(run, "pruned", pruned.model, run.stages[-1])
+    with run.timed("precisions"):
+        precisions = _precisions(run)
     with run.timed("profile"):
         campaign = _profile(run)
     metrics = gather_metrics(
@@ -170,6 +174,7 @@ def _stages(run: _Run) -> RunResult:
         pruned=pruned,
         before=before,
         after=after,
+        precisions=precisions,
         campaign=campaign,
         stages=run.stages,
         seconds=run.seconds,
@@ -216,8 +221,25 @@ def _export(run: _Run, name: str, model: nn.Module, stage: Stage) -> NetworkFigu
     return export_network(model, path, run.inputs, run.recipe.export.onnx, stage.metrics)
 
 
+def _precisions(run: _Run) -> list[PrecisionFigures]:
+    lower = run.recipe.export.lower
+    if not lower:
+        return []
+    return lower_precisions(
+        run.folder.file(files.ONNX["pruned"]),
+        {name: run.folder.file(files.PRECISIONS[name]) for name in lower},
+        run.recipe.export,
+        run.inputs,
+        [run.devices[name] for name in run.recipe.profile.on],
+        run.recipe.seed,
+    )
+
+
 def _onnx_files(run: _Run) -> dict[str, Path]:
-    return {name: run.folder.file(file) for name, file in files.ONNX.items()}
+    found = {name: run.folder.file(file) for name, file in files.ONNX.items()}
+    for name in run.recipe.export.lower:
+        found[f"pruned {name}"] = run.folder.file(files.PRECISIONS[name])
+    return found
 
 
 def _profile(run: _Run) -> Campaign:

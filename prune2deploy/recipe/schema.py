@@ -91,6 +91,10 @@ class Recipe(Section):
             *self._weights_problems(),
             *self._image_problems(),
         ]
+        wanted = self.gates.precision
+        if wanted not in (None, "fp32", *self.export.precision):
+            text = f"is {wanted}, and export.precision makes {', '.join(self.export.precision)}"
+            problems.append((("gates", "precision"), text))
         if self.profile.batch != self.export.onnx.batch:
             problems.append(
                 (
@@ -100,6 +104,11 @@ class Recipe(Section):
                 )
             )
         return problems
+
+    @property
+    def gated_precision(self) -> str:
+        """Which of the pruned network's files the gates look at."""
+        return self.gates.precision or self.export.precision[-1]
 
     def training_sections(self) -> dict[tuple[str, ...], TrainSection]:
         """Return every training run of the recipe under its key, in order."""

@@ -166,10 +166,47 @@ class OnnxSection(Section):
     )
 
 
+class Int8Section(Section):
+    """How the int8 file is made."""
+
+    calibration: Literal["minmax", "percentile", "entropy"] = Field(
+        default="percentile",
+        description="Where the range of an activation ends: at the largest value seen, where all "
+        "but one of 10,000 end, or where the distribution changes least.",
+    )
+    images: int = Field(
+        default=512, ge=1, description="Training images that ranges are taken from."
+    )
+    max_drop: float | None = Field(
+        default=1.0,
+        ge=0,
+        description="Loss of the metric against fp32 on validation images (training images where "
+        "there are none) up to which int8 is good enough; layers that lose most stay fp32 until "
+        "it is. Empty: no limit.",
+    )
+
+
 class ExportSection(Section):
     """What is written for the device."""
 
     onnx: OnnxSection = Field(default=OnnxSection(), description="The ONNX file.")
+    precision: tuple[Literal["fp32", "fp16", "int8"], ...] = Field(
+        default=("fp32",),
+        min_length=1,
+        description="One precision or several. fp32 is always written; fp16 and int8 are made "
+        "from it.",
+    )
+    int8: Int8Section = Field(default=Int8Section(), description="How the int8 file is made.")
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _one_precision_is_a_list_too(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @property
+    def lower(self) -> tuple[str, ...]:
+        """What is made beside fp32."""
+        return tuple(dict.fromkeys(one for one in self.precision if one != "fp32"))
 
 
 class ProfileSection(Section):
@@ -208,6 +245,11 @@ class ProfileSection(Section):
 class GatesSection(Section):
     """What the result must hold; if one fails, the exit code is 3 and everything is kept."""
 
+    precision: Literal["fp32", "fp16", "int8"] | None = Field(
+        default=None,
+        description="Which of the pruned network's files the gates look at; left out: the last "
+        "one of export.precision.",
+    )
     max_accuracy_drop: float | None = Field(
         default=None,
         ge=0,

@@ -12,6 +12,7 @@ from prune2deploy.report.metrics import (
     Metrics,
     NetworkFigures,
     ParityFigures,
+    PrecisionFigures,
     Pruning,
     Stage,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "Metrics",
     "NetworkFigures",
     "ParityFigures",
+    "PrecisionFigures",
     "Pruning",
     "Stage",
     "check_table",

@@ -13,6 +13,7 @@ RECORDS: tuple[type[BaseModel], ...] = (
     metrics.Stage,
     metrics.NetworkFigures,
     metrics.ParityFigures,
+    metrics.PrecisionFigures,
     metrics.Pruning,
     metrics.GroupChoice,
     metrics.LayerWeights,

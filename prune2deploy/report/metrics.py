@@ -53,6 +53,25 @@ class ParityFigures(_Record):
     samples: int = Field(description="Test samples compared.")
 
 
+class PrecisionFigures(_Record):
+    """The pruned network in another precision."""
+
+    precision: str = Field(description="fp16 or int8.")
+    file: str = Field(description="Its ONNX file in the folder.")
+    metrics: dict[str, float] = Field(description="On the test images, in ONNX Runtime.")
+    onnx_bytes: int = Field(description="Size of the ONNX file.")
+    layers: dict[str, int] = Field(
+        description="Convolutions and matrix products by the precision they compute in."
+    )
+    kept: dict[str, str] = Field(description="Layers that stay in fp32, and why.")
+    max_rel_difference: float = Field(
+        description="Largest difference from the fp32 file over the largest output of the batch."
+    )
+    agreement: float | None = Field(
+        description="Share of test images with the same class as in fp32; null: no classes."
+    )
+
+
 class GroupChoice(_Record):
     """One group of coupled channels."""
 
@@ -148,6 +167,12 @@ class Metrics(_Record):
     stages: list[Stage] = Field(description="The metric over the run.")
     before: NetworkFigures = Field(description="The network as it was given (or pretrained).")
     after: NetworkFigures = Field(description="The pruned network.")
+    precisions: list[PrecisionFigures] = Field(
+        default=[], description="The pruned network in lower precisions."
+    )
+    gated_precision: str = Field(
+        default="fp32", description="Which of the pruned network's files the gates look at."
+    )
     pruning: Pruning = Field(description="What was cut.")
     latency: list[dict[str, Any]] = Field(
         description="Per device: conditions, latencies with 95 % intervals in ms, paired "

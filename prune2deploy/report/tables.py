@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from prune2deploy.report.metrics import GateResult, Metrics
+from prune2deploy.report.metrics import GateResult, Metrics, PrecisionFigures
 from prune2deploy.report.numbers import count_text, milliseconds, percent_change, size_text
 
 Row = tuple[str, str, str, str]
@@ -40,6 +40,34 @@ def comparison_rows(metrics: Metrics) -> list[Row]:
     ]
     for measured in metrics.latency:
         rows += _latency_rows(measured)
+    for one in metrics.precisions:
+        rows += _precision_rows(metrics, one)
+    return rows
+
+
+def _precision_rows(metrics: Metrics, one: PrecisionFigures) -> list[Row]:
+    """The same network in another precision, beside the original in fp32."""
+    name, before = metrics.metric, metrics.before
+    old, new = before.metrics[name], one.metrics[name]
+    rows = [
+        (
+            f"{one.precision}: {_IN_WORDS.get(name, name)}",
+            f"{old:.2f}",
+            f"{new:.2f}",
+            f"{new - old:+.2f}",
+        ),
+        (
+            f"{one.precision}: ONNX file",
+            size_text(before.onnx_bytes),
+            size_text(one.onnx_bytes),
+            percent_change(before.onnx_bytes, one.onnx_bytes),
+        ),
+    ]
+    for measured in metrics.latency:
+        model = f"pruned {one.precision}"
+        place = [found["name"] for found in measured["latencies"]].index(model)
+        what, was, now, change = _latency_rows(measured, place)[0]
+        rows.append((f"{one.precision}: {what}", was, now, change))
     return rows
 
 
@@ -55,9 +83,9 @@ def _counted(name: str, old: int, new: int) -> Row:
     return name, count_text(old), count_text(new), percent_change(old, new)
 
 
-def _latency_rows(measured: dict[str, Any]) -> list[Row]:
-    old, new = measured["latencies"][:2]
-    faster = measured["speedups"][0]
+def _latency_rows(measured: dict[str, Any], place: int = 1) -> list[Row]:
+    old, new = measured["latencies"][0], measured["latencies"][place]
+    faster = measured["speedups"][place - 1]
     device = measured["device"]
     # Behind every figure: each may be copied for itself.
     mark = " tainted" if measured["tainted"] else ""
