@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from prune2deploy import __version__
 from prune2deploy.cli import facts, models, recipes
+from prune2deploy.cli.build import build
 from prune2deploy.cli.devices import devices
 from prune2deploy.cli.output import make_output_safe
 
@@ -20,9 +22,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_PANELS = {
+_PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Recipes": (recipes.run, recipes.check, recipes.init, recipes.schema),
-    "Models": (models.inspect, models.export, models.profile),
+    "Models": (models.inspect, models.export, models.profile, build),
     "Help": (facts.methods, facts.doctor),
 }
 for _panel, _commands in _PANELS.items():

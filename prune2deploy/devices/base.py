@@ -34,5 +34,8 @@ class Device(Protocol):
     def place(self, path: Path) -> str:
         """Make a file available on the device; return its path there."""
 
+    def fetch(self, path: str, target: Path) -> None:
+        """Copy a file of the device to here, whole or not at all."""
+
     def run_probe(self, job: Job, *, time_limit_s: float, report: Report) -> Answer:
         """Run one job; `report` gets each progress line. Raises DeviceError unless it is "ok"."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -46,6 +47,11 @@ class LocalDevice:
 
     def place(self, path: Path) -> str:
         return str(path.resolve())
+
+    def fetch(self, path: str, target: Path) -> None:
+        part = target.with_name(f"{target.name}.part")
+        shutil.copyfile(path, part)
+        os.replace(part, target)
 
     def run_probe(self, job: Job, *, time_limit_s: float, report: Report) -> Answer:
         with tempfile.TemporaryFile("w+") as answer:

@@ -14,7 +14,7 @@ class CommonSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    runtime: Literal["onnxruntime", "torch"] = Field(
+    runtime: Literal["onnxruntime", "torch", "tensorrt", "tensorrt_rtx"] = Field(
         default="onnxruntime", description="What runs the models there."
     )
     threads: int = Field(default=1, ge=1, description="Threads of the runtime.")

@@ -104,6 +104,6 @@ def set_up(name: str, known: Mapping[str, Any]) -> SetUp:
 
 def packages_for(settings: CommonSettings, kind: str | None) -> tuple[str, ...]:
     """Return what pip has to install. kind: of the machine; a Jetson has TensorRT already."""
-    if settings.runtime == "tensorrt":  # type: ignore[comparison-overlap]
+    if settings.runtime == "tensorrt":
         return ("numpy",) if kind == "jetson" else ("numpy", "tensorrt")
     return "numpy", _PACKAGES[settings.runtime]

@@ -64,6 +64,9 @@ class SshDevice:
     def place(self, path: Path) -> str:
         return self._wait(self._place(path))
 
+    def fetch(self, path: str, target: Path) -> None:
+        self._wait(self._fetch(path, target))
+
     def run_probe(self, job: Job, *, time_limit_s: float, report: Report) -> Answer:
         return self._wait(self._run(job, time_limit_s, report))
 
@@ -100,6 +103,11 @@ class SshDevice:
     async def _place(self, path: Path) -> str:
         with connection_lost(self.name):
             return await self._files.put(path, self._digests)
+
+    async def _fetch(self, path: str, target: Path) -> None:
+        with connection_lost(self.name):
+            digests = await self._digests([path])
+            await self._files.get(path, target, digests[path])
 
     async def _digests(self, paths: list[str]) -> dict[str, str | None]:
         """Hashes as the device computes them, of files that are there."""

@@ -115,6 +115,16 @@ class RemoteFiles:
             "the network."
         )
 
+    async def get(self, path: str, target: Path, wanted: str | None) -> None:
+        """Copy a file from there to here, and compare its hash with `wanted`."""
+        part = target.with_name(f"{target.name}.part")
+        with progress.task(f"Fetching {target.name} from {self.name}"):
+            await self._sftp.get(path, str(part))
+        if await asyncio.to_thread(_sha256, part) != wanted:
+            part.unlink()
+            raise DeviceError(f"Device '{self.name}': {path} arrived damaged. Run it again.")
+        part.replace(target)
+
     async def _send(self, path: Path, part: str) -> None:
         total = path.stat().st_size
         try:

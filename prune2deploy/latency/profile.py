@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Interval = tuple[float, float]
+NVIDIA = ("tensorrt", "tensorrt_rtx")
 _NS_PER_MS = 1e6
 
 
@@ -186,7 +187,8 @@ def profile(
     with open_device(device, known) as opened:
         options = options_on(opened.settings, options)
         place = {name: opened.place(path) for name, path in paths.items()}
-        answer = _measured(opened, _job(place, opened.settings, options), options)
+        job = _job(place, opened.settings, options, precisions_of(opened.settings, paths))
+        answer = _measured(opened, job, options)
     return result_from_answer(device, paths, options, answer)
 
 
@@ -241,12 +243,28 @@ def _named(paths: Sequence[Path]) -> dict[str, Path]:
     return named
 
 
+def precisions_of(settings: CommonSettings, paths: Mapping[str, Path]) -> list[str]:
+    """In which precision each file computes, where the runtime has to be told; else nothing."""
+    if settings.runtime not in NVIDIA:
+        return []
+    from prune2deploy.latency.engines import file_precision
+
+    return [file_precision(path) for path in paths.values()]
+
+
 def _job(
-    places: Mapping[str, str], settings: CommonSettings, options: ProfileOptions
+    places: Mapping[str, str],
+    settings: CommonSettings,
+    options: ProfileOptions,
+    precisions: Sequence[str],
 ) -> dict[str, Any]:
     asked = asdict(options)
     del asked["time_limit_s"]  # the device's business
-    models = [{"name": name, "path": path} for name, path in places.items()]
+    models: list[dict[str, Any]] = [{"name": name, "path": path} for name, path in places.items()]
+    if settings.runtime in NVIDIA:
+        # Each in the precision that its file says; a build that gives another one is refused.
+        for model, precision in zip(models, precisions, strict=True):
+            model["engine"] = {"precision": precision}
     return {
         "models": models,
         "runtime": settings.runtime,

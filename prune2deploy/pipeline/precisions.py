@@ -23,6 +23,7 @@ from prune2deploy.export.precision import (
     to_int8,
     to_int8_within,
 )
+from prune2deploy.latency.profile import NVIDIA
 from prune2deploy.pipeline.inputs import EVALUATION_BATCH, Inputs
 from prune2deploy.recipe import ExportSection
 from prune2deploy.report import PrecisionFigures
@@ -34,8 +35,6 @@ _JUDGED = 1024
 
 _COMPARED = 256
 """Test images on which a file is compared with the fp32 one, number by number."""
-
-_NVIDIA = ("tensorrt", "tensorrt_rtx")
 
 
 def onnx_metrics(path: Path, inputs: Inputs, loader: Loader, label: str) -> dict[str, float]:
@@ -100,7 +99,7 @@ def _int8(
     """Write the int8 file; returns the layers that had to stay fp32, and what they cost."""
     options = section.int8
     runtime: Literal["onnxruntime", "tensorrt"] = (
-        "tensorrt" if any(one.runtime in _NVIDIA for one in devices) else "onnxruntime"
+        "tensorrt" if any(one.runtime in NVIDIA for one in devices) else "onnxruntime"
     )
     if options.max_drop is None:
         to_int8(source, target, batches=images, method=options.calibration, runtime=runtime)
