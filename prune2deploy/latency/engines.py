@@ -116,7 +116,7 @@ def format_engine(engine: Engine) -> list[str]:
         f"{built['runtime']} {built['version']}, {built['precision']}, for "
         f"{built['gpu'] or ', '.join(built['options'].get('capabilities') or []) or 'portable'}",
     ]
-    if facts.get("reason"):
+    if facts.get("reason") and "no engine for it" not in facts["reason"]:
         lines.append(f"Built anew because {facts['reason']}")
     inspection = facts.get("inspection")
     if facts.get("inspected") and inspection:
