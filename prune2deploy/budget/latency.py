@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -166,16 +167,18 @@ class _Program:
             gains[starts[group] : starts[group + 1]] = [values[n] for n in self.options[group]]
         rows, columns, values_, right = self._agreement(blocks, starts)
         shares = [self._times(parts, most, blocks, starts) for parts, most in budgets]
+        # The stubs know no sparse matrices here; scipy takes them.
+        agree: Any = csr_matrix((values_, (rows, columns)), shape=(len(right), int(starts[-1])))
         answer = linprog(
             -gains,
             A_ub=np.array([times for times, _ in shares]),
             b_ub=np.array([1 - fixed for _, fixed in shares]),
-            A_eq=csr_matrix((values_, (rows, columns)), shape=(len(right), int(starts[-1]))),
+            A_eq=agree,
             b_eq=np.array(right),
             method="highs",
             options={"time_limit": _BOUND_TIME_S},
         )
-        return -float(answer.fun) if answer.status == 0 else None
+        return None if answer.status or answer.fun is None else -float(answer.fun)
 
     def _agreement(
         self, blocks: Sequence[tuple[int, ...]], starts: npt.NDArray[np.int64]
