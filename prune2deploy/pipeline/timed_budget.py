@@ -14,7 +14,7 @@ from torch import nn
 
 from prune2deploy import progress
 from prune2deploy.budget import Decision, Widths, allowed_counts
-from prune2deploy.budget.latency import Counts, Parts, keep_under_times, value_of
+from prune2deploy.budget.latency import Counts, Parts, keep_under_times, upper_bound, value_of
 from prune2deploy.budget.widths import Scores
 from prune2deploy.channels import Graph, Plan, cut
 from prune2deploy.devices import Devices, open_device
@@ -92,10 +92,15 @@ class Attempt:
 
 @dataclass
 class TimedPlan:
-    """What came of it. attempts: of every round. importance: share of the scores that is kept."""
+    """What came of it.
+
+    importance: share of the scores that is kept. gap: by the predicted times, no widths within the
+    budgets keep more than that much more; None: not known. attempts: of every round.
+    """
 
     plan: Plan
     importance: float
+    gap: float | None = None
     attempts: list[list[Attempt]] = field(default_factory=list)
 
 
@@ -196,6 +201,8 @@ def _rounds(
     if best is None:
         raise BudgetError(_missed(history))
     best.attempts = history
+    most = upper_bound(scores, widths, [(t.parts(), t.budget_us) for t in targets])
+    best.gap = None if most is None else max(0.0, most - best.importance)
     return best
 
 
@@ -294,9 +301,12 @@ def notes_of(found: TimedPlan) -> list[str]:
     """What a summary says of the rounds."""
     rounds = len(found.attempts)
     plural = "round" if rounds == 1 else "rounds"
+    more = (
+        "" if found.gap is None else f"; at most {found.gap:.1%} of the importance more would fit"
+    )
     return [
         f"Time on {one.device}: {told(one)} after {rounds} {plural}; {found.importance:.1%} of the "
-        "importance is kept."
+        f"importance is kept{more}."
         for one in found.attempts[-1]
     ]
 

@@ -1,0 +1,108 @@
+"""Which widths are measured, and where steps are seen."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from prune2deploy.latency.staircase.grid import COARSE, grid, refined, step_of, widths
+from prune2deploy.latency.staircase.specs import LayerSpec
+
+CONV = LayerSpec("conv", (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), (14, 14))
+DEPTHWISE = LayerSpec("depthwise", (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), (14, 14))
+
+
+@pytest.mark.parametrize("full", [1, 3, 8, 12, 64, 100, 512, 2048])
+@pytest.mark.parametrize("step", [1, 8, 16])
+def test_widths_are_multiples_and_the_full_width(full: int, step: int) -> None:
+    found = widths(full, step)
+    assert found == sorted(set(found))
+    assert found[-1] == full
+    assert all(width % step == 0 for width in found[:-1])
+    assert len(found) <= COARSE
+    possible = len(range(step, full, step)) + 1
+    assert len(found) == min(possible, COARSE)
+    if possible > 1:
+        assert found[0] == step
+
+
+def test_widths_are_evenly_spread() -> None:
+    found = widths(512, 8)
+    gaps = [b - a for a, b in zip(found, found[1:], strict=False)]
+    assert max(gaps) <= 2 * min(gaps[:-1])
+
+
+def test_a_grid_has_every_pair_of_widths() -> None:
+    found = grid(CONV, (3, 24), 8)
+    assert found == [(3, 8), (3, 16), (3, 24)]
+    assert len(grid(CONV, (256, 512), 8)) == COARSE**2
+    assert (256, 512) in grid(CONV, (256, 512), 8)
+
+
+def test_depthwise_goes_in_and_out_alike() -> None:
+    assert grid(DEPTHWISE, (24, 24), 8) == [(8, 8), (16, 16), (24, 24)]
+
+
+def test_of_a_grouped_convolution_whole_groups_go() -> None:
+    spec = LayerSpec("grouped", (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), (14, 14), group_width=4)
+    found = grid(spec, (32, 64), 8)
+    assert found[-1] == (32, 64)
+    assert all(inside % 4 == 0 and outside == 2 * inside for inside, outside in found)
+    assert [inside for inside, _ in found] == [8, 16, 24, 32]
+
+
+def stairs(step: int, jump: float = 1.0) -> dict[int, float]:
+    return {w: 5 + jump * math.ceil(w / step) for w in range(33, 65)}
+
+
+@pytest.mark.parametrize("step", [4, 8, 16])
+def test_the_step_of_a_staircase_is_found(step: int) -> None:
+    assert step_of(stairs(step)) == step
+
+
+def test_a_line_has_steps_of_1() -> None:
+    assert step_of({width: 3.0 * width for width in range(8, 33)}) == 1
+
+
+def test_a_little_noise_makes_no_steps() -> None:
+    noisy = {w: t * (1 + 0.01 * (-1) ** w) for w, t in stairs(16, 10).items()}
+    assert step_of(noisy) == 16
+
+
+def test_times_that_do_not_change_are_one_step() -> None:
+    assert step_of(dict.fromkeys(range(33, 65), 7.0)) == 32
+
+
+def test_multiples_that_are_fast_alone_are_found() -> None:
+    # Other widths run in a slow kernel: 48 and 64 are worth having, 49 to 63 are not.
+    times = {w: w * (1.0 if w % 16 == 0 else 3.0) for w in range(33, 65)}
+    assert step_of(times) == 16
+
+
+def line(time: dict[int, float]) -> dict[tuple[int, int], float]:
+    return {(16, width): us for width, us in time.items()}
+
+
+def test_a_line_is_not_refined() -> None:
+    assert refined(line({w: 2.0 * w for w in (8, 64, 128, 192)}), 8) == []
+
+
+def test_a_jump_is_looked_at_from_both_sides() -> None:
+    known = line({32: 32, 64: 64, 96: 200, 128: 232})
+    found = refined(known, 8)
+    assert set(found) == {(16, 48), (16, 80), (16, 112)}
+    assert not set(found) & set(known)
+    # and in the other direction
+    turned = {(b, a): us for (a, b), us in known.items()}
+    assert set(refined(turned, 8)) == {(48, 16), (80, 16), (112, 16)}
+
+
+def test_no_width_between_two_steps_is_asked_for() -> None:
+    assert refined(line({8: 8, 16: 100, 24: 24}), 8) == []
+
+
+def test_a_jump_of_a_depthwise_layer_is_looked_at() -> None:
+    # All points are (w, w): both widths go together, so no line has more than one of them.
+    known = {(w, w): us for w, us in {32: 32.0, 64: 64.0, 96: 200.0, 128: 232.0}.items()}
+    assert set(refined(known, 8)) == {(48, 48), (80, 80), (112, 112)}
