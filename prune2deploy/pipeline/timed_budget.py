@@ -95,13 +95,15 @@ class TimedPlan:
     """What came of it.
 
     importance: share of the scores that is kept. gap: by the predicted times, no widths within the
-    budgets keep more than that much more; None: not known. attempts: of every round.
+    budgets keep more than that much more; None: not known. attempts: of every round. chosen: the
+    measurements of the plan itself, one for each device.
     """
 
     plan: Plan
     importance: float
     gap: float | None = None
     attempts: list[list[Attempt]] = field(default_factory=list)
+    chosen: list[Attempt] = field(default_factory=list)
 
 
 def plan_for_time(
@@ -194,7 +196,7 @@ def _rounds(
             used = max(one.used for one in attempts)
             kept = value_of(scores, counts)
             if used <= 1 and (best is None or kept > best.importance):
-                best = TimedPlan(plan, kept)
+                best = TimedPlan(plan, kept, chosen=attempts)
             shown.advance(1, f"{used:.0%} of the time")
             if CLOSE <= used <= 1 or _whole(counts, graph):
                 break
@@ -307,7 +309,7 @@ def notes_of(found: TimedPlan) -> list[str]:
     return [
         f"Time on {one.device}: {told(one)} after {rounds} {plural}; {found.importance:.1%} of the "
         f"importance is kept{more}."
-        for one in found.attempts[-1]
+        for one in found.chosen
     ]
 
 
