@@ -31,6 +31,7 @@ CLOSE = 0.95
 
 _AIM = (1 + CLOSE) / 2
 _LAYERS_TIME_S = 2.0
+_FULL_CORRECTIONS = 2
 
 Export = Callable[[nn.Module, Path], object]
 Limit = tuple[Callable[[Counts], int], float]
@@ -187,8 +188,11 @@ def _rounds(
             plan = graph.plan(decision.kept)
             small = original.with_name("pruned.onnx")
             export(cut(graph.model, plan), small)
+            # Corrections that go all the way can overshoot in turns: later ones go half of it.
+            part = 1.0 if number <= _FULL_CORRECTIONS else 0.5
             attempts = [
-                _attempt(target, counts, original, small, devices, options) for target in targets
+                _attempt(target, counts, original, small, devices, options, part)
+                for target in targets
             ]
             history.append(attempts)
             for one in attempts:
@@ -253,6 +257,7 @@ def _attempt(
     small: Path,
     devices: Devices,
     options: ProfileOptions,
+    part: float,
 ) -> Attempt:
     """Measure the whole cut network, and correct the prediction by what is seen."""
     predicted = target.predictor.total_us(counts)
@@ -267,7 +272,7 @@ def _attempt(
     if target.goal.speedup is not None:
         # Both in turns: what slows the machine down slows both down.
         measured = target.original_us / result.speedups[0].ratio
-    target.predictor.factor *= measured / predicted
+    target.predictor.factor *= (measured / predicted) ** part
     return Attempt(
         target.goal.device, predicted / 1000, measured / 1000, target.budget_us / 1000, used
     )
