@@ -85,24 +85,32 @@ def line(time: dict[int, float]) -> dict[tuple[int, int], float]:
 
 
 def test_a_line_is_not_refined() -> None:
-    assert refined(line({w: 2.0 * w for w in (8, 64, 128, 192)}), 8) == []
+    assert refined(CONV, line({w: 2.0 * w for w in (8, 64, 128, 192)}), 8) == []
 
 
 def test_a_jump_is_looked_at_from_both_sides() -> None:
     known = line({32: 32, 64: 64, 96: 200, 128: 232})
-    found = refined(known, 8)
+    found = refined(CONV, known, 8)
     assert set(found) == {(16, 48), (16, 80), (16, 112)}
     assert not set(found) & set(known)
     # and in the other direction
     turned = {(b, a): us for (a, b), us in known.items()}
-    assert set(refined(turned, 8)) == {(48, 16), (80, 16), (112, 16)}
+    assert set(refined(CONV, turned, 8)) == {(48, 16), (80, 16), (112, 16)}
 
 
 def test_no_width_between_two_steps_is_asked_for() -> None:
-    assert refined(line({8: 8, 16: 100, 24: 24}), 8) == []
+    assert refined(CONV, line({8: 8, 16: 100, 24: 24}), 8) == []
 
 
 def test_a_jump_of_a_depthwise_layer_is_looked_at() -> None:
     # All points are (w, w): both widths go together, so no line has more than one of them.
     known = {(w, w): us for w, us in {32: 32.0, 64: 64.0, 96: 200.0, 128: 232.0}.items()}
-    assert set(refined(known, 8)) == {(48, 48), (80, 80), (112, 112)}
+    assert set(refined(DEPTHWISE, known, 8)) == {(48, 48), (80, 80), (112, 112)}
+
+
+def test_between_whole_groups_there_are_whole_groups() -> None:
+    spec = LayerSpec("grouped", (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), (14, 14), group_width=12)
+    known = {(w, 2 * w): us for w, us in {24: 24.0, 120: 120.0, 216: 500.0, 312: 596.0}.items()}
+    found = refined(spec, known, 8)
+    assert found
+    assert all(inside % 24 == 0 and outside == 2 * inside for inside, outside in found)

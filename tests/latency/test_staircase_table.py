@@ -162,6 +162,41 @@ def test_depthwise_points_are_found_along_their_line(tmp_path: Path) -> None:
     assert made.time(spec, (16, 16)).us == pytest.approx(20)
     assert made.time(spec, (32, 32)).us == pytest.approx(60)
     assert made.time(spec, (80, 80)).us == pytest.approx(180)
+    found = made.time(spec, (21, 21))
+    assert (found.us, found.interpolated) == (30.0, False)
+
+
+def test_grouped_points_are_found_along_their_line(tmp_path: Path) -> None:
+    spec = LayerSpec("grouped", (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), (14, 14), group_width=8)
+    made = Table(tmp_path / "t.json", dict(HERE), 8)
+    made.add(spec, {(8, 16): 10.0, (24, 48): 30.0, (40, 80): 90.0})
+    assert made.time(spec, (24, 48)).us == 30
+    assert made.time(spec, (16, 32)).us == pytest.approx(20)
+    assert made.time(spec, (32, 64)).us == pytest.approx(60)
+
+
+def test_an_odd_full_width_is_no_more_than_itself(tmp_path: Path) -> None:
+    # An image has 3 channels in: there is no step up to 8. The same for a last width of 100.
+    made = Table(tmp_path / "t.json", dict(HERE), 8)
+    made.add(CONV, {(3, 8): 10.0, (3, 56): 58.0, (3, 100): 102.0})
+    assert made.time(CONV, (3, 50)).us == 58.0
+    assert made.time(CONV, (3, 30)).us == pytest.approx(34.0)
+    assert made.time(CONV, (3, 98)).us == 102.0
+    assert made.time(CONV, (3, 90)).us == pytest.approx(98.0)
+
+
+def test_widths_measured_when_steps_were_looked_for_do_not_mislead(tmp_path: Path) -> None:
+    made = Table(tmp_path / "t.json", dict(HERE), 8)
+
+    def real(inside: int, outside: int) -> float:
+        return 1.0 * math.ceil(inside / 8) * math.ceil(outside / 8)
+
+    some = (8, 32, 72, 128)
+    made.add(CONV, {(a, b): real(a, b) for a in some for b in some})
+    for width in range(33, 65):
+        made.add(CONV, {(64, width): real(64, width), (width, 64): real(width, 64)})
+    for point in ((40, 8), (40, 16), (64, 8), (64, 128), (50, 100), (16, 50), (96, 40)):
+        assert made.time(CONV, point).us == pytest.approx(real(*point))
 
 
 def test_a_layer_that_was_never_measured_is_an_error(tmp_path: Path) -> None:

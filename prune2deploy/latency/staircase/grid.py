@@ -43,29 +43,31 @@ def grid(spec: LayerSpec, full: Point, step: int) -> list[Point]:
     return list(itertools.product(widths(full[0], step), widths(full[1], step)))
 
 
-def refined(known: Mapping[Point, float], step: int) -> list[Point]:
+def refined(spec: LayerSpec, known: Mapping[Point, float], step: int) -> list[Point]:
     """Points between those where the time is not what its neighbours let expect."""
     wanted: list[Point] = []
-    for axis in (0, 1):
+    for axis in (0,) if spec.tied else (0, 1):
         lines: dict[int, list[Point]] = {}
         for point in known:
-            lines.setdefault(point[1 - axis], []).append(point)
+            lines.setdefault(0 if spec.tied else point[1 - axis], []).append(point)
         for line in lines.values():
             line.sort(key=lambda point: point[axis])
             for a, b, c in zip(line, line[1:], line[2:], strict=False):
                 share = (b[axis] - a[axis]) / (c[axis] - a[axis])
                 expected = known[a] + share * (known[c] - known[a])
                 if abs(known[b] - expected) > JUMP * expected:
-                    wanted += _between(a, b, axis, step) + _between(b, c, axis, step)
+                    wanted += _between(spec, a, b, axis, step) + _between(spec, b, c, axis, step)
     return [point for point in dict.fromkeys(wanted) if point not in known]
 
 
-def _between(low: Point, high: Point, axis: int, step: int) -> list[Point]:
+def _between(spec: LayerSpec, low: Point, high: Point, axis: int, step: int) -> list[Point]:
+    if spec.group_width:
+        step = math.lcm(step, spec.group_width)
     middle = (low[axis] + high[axis]) // 2 // step * step
     if not low[axis] < middle < high[axis]:
         return []
-    if low[0] == low[1] and high[0] == high[1]:  # depthwise: both are one width
-        return [(middle, middle)]
+    if spec.tied:
+        return [(middle, round(middle * high[1] / high[0]))]
     return [(middle, low[1]) if axis == 0 else (low[0], middle)]
 
 

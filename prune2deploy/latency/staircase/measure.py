@@ -83,7 +83,7 @@ def fill(
         for spec, points in pieces.items():
             _measure(table, device, options, spec, points)
             for _ in range(_REFINEMENTS):
-                more = refined(table.times[spec.key], table.step)
+                more = refined(spec, table.times[spec.key], table.step)
                 if not points or not more:  # a table that was there is as fine as it was made
                     break
                 _measure(table, device, options, spec, more)

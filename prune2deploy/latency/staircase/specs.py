@@ -29,6 +29,11 @@ class LayerSpec:
     dtype: str = "float32"
 
     @property
+    def tied(self) -> bool:
+        """Whether its width in decides its width out, so that its times lie on one line."""
+        return self.kind in ("depthwise", "grouped")
+
+    @property
     def key(self) -> str:
         """A short text that is the same for equal layers, for the table's file."""
         if self.kind == "linear":

@@ -73,10 +73,18 @@ class Table:
         if point in known:
             return Estimate(known[point], False)
         step = self.step or 1
-        raised = tuple(math.ceil(width / step) * step for width in point)
-        if raised in known:
-            # On the way up to a step nothing is gained, so this counts as measured.
-            return Estimate(known[raised], False)
+        # On the way up to a step nothing is gained, so what was measured there holds here.
+        upper = [range(width, math.ceil(width / step) * step + 1) for width in point]
+        if spec.tied:
+            known = {(inside, inside): us for (inside, _), us in known.items()}
+            upper[1] = upper[0]
+        same = [one for one in known if one[0] in upper[0] and one[1] in upper[1]]
+        if same:
+            return Estimate(known[min(same)], False)
+        raised = [_raised(upper[axis], {one[axis] for one in known}) for axis in (0, 1)]
+        if spec.tied:
+            line = {(0, outside): us for (_, outside), us in known.items()}
+            return Estimate(_along(line, 0, raised[1]), True)
         return Estimate(_interpolated(known, (raised[0], raised[1])), True)
 
     def save(self) -> None:
@@ -98,9 +106,21 @@ class Table:
         os.replace(stream.name, self.path)
 
 
+def _raised(upper: range, measured: set[int]) -> int:
+    """The width of the next step up, but not past the widest that was measured below it."""
+    widest = max(measured)
+    return widest if widest in upper else upper[-1]
+
+
 def _interpolated(known: Mapping[Point, float], point: Point) -> float:
     """Between the nearest measured widths, in both directions."""
-    insides = sorted({a for a, _ in known})
+    lines: dict[int, list[int]] = {}
+    for inside, outside in known:
+        lines.setdefault(inside, []).append(outside)
+    # Where steps were looked for, some widths were measured with few others.
+    around = [a for a, some in lines.items() if min(some) <= point[1] <= max(some)]
+    long = [a for a, some in lines.items() if len(some) > 1]
+    insides = sorted(around or long or lines)
     low, high, share = _around(insides, point[0])
     first = _along(known, low, point[1])
     if low == high:
@@ -154,10 +174,12 @@ def load_table(path: Path, conditions: Mapping[str, Any]) -> Table:
                 "to have it measured anew."
             )
         layers = {
-            key: {_point(widths): float(us) for widths, us in times.items()}
+            key: {_point(widths): _time(us) for widths, us in times.items()}
             for key, times in content["layers"].items()
         }
-        found, step = content["conditions"], content["step"]
+        found, step = {**content["conditions"]}, content["step"]
+        if step is not None and not (isinstance(step, int) and step >= 1):
+            raise ValueError(f"step is {step!r}, expected a number of channels")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
         raise DeviceError(
             f"{path} is not a table of times ({type(err).__name__}: {err}). Remove it to have it "
@@ -168,6 +190,12 @@ def load_table(path: Path, conditions: Mapping[str, Any]) -> Table:
         told = "; ".join(f"{k}: {found.get(k)!r} there, {conditions.get(k)!r} here" for k in other)
         raise DeviceError(f"{path} holds times of something else ({told}). Name another file.")
     return Table(path, dict(conditions), step, layers)
+
+
+def _time(us: Any) -> float:
+    if not 0 <= float(us) < math.inf:
+        raise ValueError(f"a time is {us!r}, expected microseconds")
+    return float(us)
 
 
 def _point(text: str) -> Point:

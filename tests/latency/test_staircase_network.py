@@ -1,0 +1,267 @@
+"""A whole network's time: the widths that a cut gives are the widths that are predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from networks import Net, conv, counts, random_kept
+from torch import nn
+from torch.nn import functional
+
+from prune2deploy.channels import Graph, cut, trace
+from prune2deploy.export import export_model_file
+from prune2deploy.latency.layer_names import read_graph
+from prune2deploy.latency.staircase.network import Network, Predictor, read_network
+from prune2deploy.latency.staircase.specs import LayerSpec
+from prune2deploy.latency.staircase.table import Estimate, Table
+from prune2deploy.latency.staircase.tiny import Point
+from prune2deploy.models.cifar_densenet import CifarDenseNet
+from prune2deploy.models.cifar_resnet import resnet20
+from prune2deploy.models.convnet import convnet
+
+OUTSIDE = 1000.0  # µs that a run takes beside its layers
+
+
+def macs(spec: LayerSpec, point: Point) -> float:
+    """Multiply-accumulates of a layer; of a grouped one by its own rule."""
+    inside, outside = point
+    if spec.kind == "linear":
+        return float(spec.rows * inside * outside)
+    positions = 1.0
+    for n, size in enumerate(spec.size):
+        reach = spec.dilations[n] * (spec.kernel[n] - 1) + 1
+        padded = size + spec.pads[n] + spec.pads[n + len(spec.size)]
+        positions *= (padded - reach) // spec.strides[n] + 1
+    read = {"depthwise": 1, "grouped": spec.group_width}.get(spec.kind, inside)
+    return float(spec.rows * positions * np.prod(spec.kernel) * read * outside)
+
+
+class ByMacs(Table):
+    """Times that are the multiply-accumulates: what a network takes can be counted."""
+
+    def time(self, spec: LayerSpec, point: Point) -> Estimate:
+        return Estimate(macs(spec, point), False)
+
+
+def weights_of(path: Path) -> dict[str, Point]:
+    """Widths in and out of every layer of a file, by the layer's name, from its weights."""
+    proto = onnx.load(path)
+    dims = {one.name: list(one.dims) for one in proto.graph.initializer}
+    nodes = [node for node in proto.graph.node if node.op_type != "Constant"]
+    found: dict[str, Point] = {}
+    for node, known in zip(nodes, read_graph(path).nodes, strict=True):
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[1] not in dims:
+            continue
+        shape = dims[node.input[1]]
+        given = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+        if node.op_type == "Conv":
+            found[known.layer] = shape[1] * given.get("group", 1), shape[0]
+        else:
+            turned = node.op_type == "Gemm" and given.get("transB", 0)
+            found[known.layer] = (shape[1], shape[0]) if turned else (shape[0], shape[1])
+    return found
+
+
+def answer_for(path: Path) -> dict[str, Any]:
+    """A profile in which layers take their multiply-accumulates and the rest is fused away."""
+    proto = onnx.shape_inference.infer_shapes(onnx.load(path))
+    values = (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
+    shapes |= {one.name: list(one.dims) for one in proto.graph.initializer}
+    nodes = []
+    for index, node in enumerate(n for n in proto.graph.node if n.op_type != "Constant"):
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        weight, out = shapes[node.input[1]], shapes[node.output[0]]
+        if node.op_type == "Conv":
+            amount = np.prod(weight[1:]) * np.prod(out)
+        else:
+            amount = np.prod(shapes[node.input[0]]) * out[-1]
+        nodes.append({"name": node.name, "op": node.op_type, "index": index, "inputs": None})
+        nodes[-1] |= {"outputs": None, "median": float(amount), "output_shapes": None}
+    whole = sum(node["median"] for node in nodes) + OUTSIDE
+    return {"models": [{"nodes": nodes, "plain_run_us": {"median": whole}}]}
+
+
+def plain() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(12, 20, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(20),
+        nn.Hardswish(),
+        nn.Flatten(),  # of an image: each channel is 16 numbers
+        nn.Linear(320, 24),
+        nn.ReLU(),
+        nn.Linear(24, 5),
+    )
+
+
+def separable() -> nn.Module:
+    parts: list[nn.Module] = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU6()]
+    for inside, outside in ((8, 12), (12, 16)):
+        parts += [
+            nn.Conv2d(inside, inside, 3, padding=1, groups=inside),
+            nn.ReLU6(),
+            nn.Conv2d(inside, outside, 1),
+        ]
+    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+
+
+def grouped() -> nn.Module:
+    return nn.Sequential(
+        conv(3, 16),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1, groups=4),
+        nn.ReLU(),
+        conv(16, 8),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 5),
+    )
+
+
+def excited() -> nn.Module:
+    def forward(net: Any, x: Any) -> Any:
+        x = functional.relu(net.a(x))
+        gate = torch.sigmoid(net.up(functional.relu(net.down(x.mean((2, 3), keepdim=True)))))
+        return net.head((net.b(x * gate)).mean((2, 3)))
+
+    parts = {"a": conv(3, 16, 3), "down": conv(16, 4), "up": conv(4, 16), "b": conv(16, 12)}
+    return Net(forward, **parts, head=nn.Linear(12, 5))
+
+
+def joined() -> nn.Module:
+    """Two branches side by side, into a flattened image."""
+
+    def forward(net: Any, x: Any) -> Any:
+        x = torch.cat([functional.relu(net.a(x)), functional.max_pool2d(net.b(x), 3, 1, 1)], 1)
+        return net.head(functional.avg_pool2d(net.c(x), 8).flatten(1))
+
+    parts = {"a": conv(3, 6), "b": conv(3, 10), "c": conv(16, 8, 3, padding=1)}
+    return Net(forward, **parts, head=nn.Linear(32, 5))
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "convnet": (convnet, (1, 8, 8)),
+    "resnet20": (resnet20, (3, 32, 32)),
+    "densenet": (lambda: CifarDenseNet(2, 4), (3, 32, 32)),
+    "plain": (plain, (3, 16, 16)),
+    "separable": (separable, (3, 16, 16)),
+    "grouped": (grouped, (3, 16, 16)),
+    "excited": (excited, (3, 16, 16)),
+    "joined": (joined, (3, 16, 16)),
+}
+
+
+@cache
+def traced(name: str) -> Graph:
+    torch.manual_seed(0)
+    made, shape = NETWORKS[name]
+    return trace(made().eval(), torch.randn(1, *shape))
+
+
+def exported(model: nn.Module, name: str, path: Path) -> Path:
+    export_model_file(model, path, input_shape=NETWORKS[name][1])
+    return path
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Graph, Network]]:
+    folder = tmp_path_factory.mktemp("networks")
+
+    @cache
+    def read(name: str) -> tuple[Graph, Network]:
+        graph = traced(name)
+        path = exported(graph.model, name, folder / f"{name}.onnx")
+        return graph, read_network(path, answer_for(path), graph.cost.length, graph.full)
+
+    return read
+
+
+Networks = Callable[[str], tuple[Graph, Network]]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_full_widths_take_what_the_original_took(networks: Networks, name: str) -> None:
+    graph, network = networks(name)
+    assert network.rest_us == pytest.approx(OUTSIDE)
+    layers = [layer for layer in network.layers if layer.operator in ("Conv", "Gemm", "MatMul")]
+    assert all(layer.spec is not None for layer in layers)
+    for layer in layers:
+        assert layer.spec is not None
+        assert layer.context_us == macs(layer.spec, layer.point(graph.full))
+    predictor = Predictor(network, ByMacs(Path("none"), {}))
+    whole = sum(layer.context_us for layer in layers) + OUTSIDE
+    assert predictor.total_us(graph.full) == pytest.approx(whole)
+    predictor.factor = 1.5
+    assert predictor.total_us(graph.full) == pytest.approx(1.5 * whole)
+    assert predictor.interpolated(graph.full) == 0
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_cut_has_the_widths_that_were_predicted(
+    networks: Networks, name: str, tmp_path: Path
+) -> None:
+    graph, network = networks(name)
+    predictor = Predictor(network, ByMacs(Path("none"), {}))
+    for seed in range(1 if name in ("resnet20", "densenet") else 2):
+        kept = random_kept(graph.groups, seed)
+        small = exported(cut(graph.model, graph.plan(kept)), name, tmp_path / f"{seed}.onnx")
+        real = weights_of(small)
+        number = counts(kept)
+        found = {one.name: one.point(number) for one in network.layers if one.spec is not None}
+        assert found == real
+        # and so the time is what the cut file's own layers take
+        nodes = answer_for(small)["models"][0]["nodes"]
+        taken = sum(node["median"] for node in nodes) + OUTSIDE
+        assert predictor.total_us(number) == pytest.approx(taken)
+
+
+def test_equal_layers_are_one_kind_with_the_largest_widths(networks: Networks) -> None:
+    graph, network = networks("resnet20")
+    specs = network.specs()
+    layers = [layer for layer in network.layers if layer.spec is not None]
+    assert len(specs) < len(layers) / 2
+    for layer in layers:
+        assert layer.spec is not None
+        widest = specs[layer.spec]
+        assert all(a <= b for a, b in zip(layer.point(graph.full), widest, strict=True))
+
+
+def test_what_has_no_weights_goes_with_its_width(tmp_path: Path) -> None:
+    graph = traced("joined")
+    path = exported(graph.model, "joined", tmp_path / "n.onnx")
+    answer = answer_for(path)
+    pool = next(n for n in onnx.load(path).graph.node if n.op_type == "MaxPool")
+    answer["models"][0]["nodes"].append(
+        {"name": pool.name, "op": "MaxPool", "index": 99, "inputs": None, "outputs": None}
+        | {"median": 500.0, "output_shapes": None}
+    )
+    network = read_network(path, answer, graph.cost.length, graph.full)
+    number = next(n for n, one in enumerate(network.layers) if one.operator == "MaxPool")
+    predictor = Predictor(network, ByMacs(Path("none"), {}))
+    kept = graph.full.copy()
+    assert predictor.layer_us(number, kept) == 500
+    branch = next(n for n, group in enumerate(graph.groups) if group.size == 10)
+    kept[branch] = 5
+    assert predictor.layer_us(number, kept) == pytest.approx(250)
+
+
+def test_times_that_runs_do_not_have_are_no_rest(tmp_path: Path) -> None:
+    # Under the profiler nodes may take longer than a whole run without it.
+    graph = traced("joined")
+    path = exported(graph.model, "joined", tmp_path / "n.onnx")
+    answer = answer_for(path)
+    answer["models"][0]["plain_run_us"]["median"] = 1.0
+    network = read_network(path, answer, graph.cost.length, graph.full)
+    assert network.rest_us == 0
