@@ -9,6 +9,7 @@ import typer
 from prune2deploy import __version__
 from prune2deploy.cli import facts, models, recipes
 from prune2deploy.cli.devices import devices
+from prune2deploy.cli.explain import explain
 from prune2deploy.cli.output import make_output_safe
 
 app = typer.Typer(
@@ -22,7 +23,7 @@ app = typer.Typer(
 
 _PANELS = {
     "Recipes": (recipes.run, recipes.check, recipes.init, recipes.schema),
-    "Models": (models.inspect, models.export, models.profile),
+    "Models": (models.inspect, models.export, models.profile, explain),
     "Help": (facts.methods, facts.doctor),
 }
 for _panel, _commands in _PANELS.items():
