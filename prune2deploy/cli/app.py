@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -21,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_PANELS = {
+_PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Recipes": (recipes.run, recipes.check, recipes.init, recipes.schema),
     "Models": (models.inspect, models.export, models.profile, explain),
     "Help": (facts.methods, facts.doctor),

@@ -151,7 +151,7 @@ def explain(
     ideal_ms = known.original_ms * kept
     step = step or padding_step((before, after))
     losses = _layer_losses(before, after, kept, step)
-    found = {key: math.fsum(getattr(one.loss, key) for one in losses) for key in Loss.keys()}
+    found = {key: math.fsum(getattr(one.loss, key) for one in losses) for key in Loss.names()}
     found["added"] = _total(after.added_ms) - kept * _total(before.added_ms)
     outside = [_outside(one.outside_ms, one.profiled_ms, one.plain_ms) for one in result.models]
     found["outside"] = outside[1] - kept * outside[0]

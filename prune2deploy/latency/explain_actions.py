@@ -27,14 +27,14 @@ class Loss:
     rest: float = 0.0
 
     @staticmethod
-    def keys() -> tuple[str, ...]:
+    def names() -> tuple[str, ...]:
         """Names of the causes."""
         return tuple(one.name for one in fields(Loss))
 
     @property
     def largest(self) -> str:
         """Name of the cause that took most."""
-        return max(self.keys(), key=lambda key: getattr(self, key))
+        return max(self.names(), key=lambda key: getattr(self, key))
 
 
 def action_of(
