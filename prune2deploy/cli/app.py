@@ -11,6 +11,7 @@ from prune2deploy import __version__
 from prune2deploy.cli import facts, models, recipes
 from prune2deploy.cli.build import build
 from prune2deploy.cli.devices import devices
+from prune2deploy.cli.explain import explain
 from prune2deploy.cli.output import make_output_safe
 
 app = typer.Typer(
@@ -24,7 +25,7 @@ app = typer.Typer(
 
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Recipes": (recipes.run, recipes.check, recipes.init, recipes.schema),
-    "Models": (models.inspect, models.export, models.profile, build),
+    "Models": (models.inspect, models.export, models.profile, explain, build),
     "Help": (facts.methods, facts.doctor),
 }
 for _panel, _commands in _PANELS.items():

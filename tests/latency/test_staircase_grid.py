@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -29,7 +30,7 @@ def test_widths_are_multiples_and_the_full_width(full: int, step: int) -> None:
 
 def test_widths_are_evenly_spread() -> None:
     found = widths(512, 8)
-    gaps = [b - a for a, b in zip(found, found[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(found)]
     assert max(gaps) <= 2 * min(gaps[:-1])
 
 

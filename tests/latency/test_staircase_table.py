@@ -81,7 +81,7 @@ def test_times_of_something_else_are_refused(tmp_path: Path) -> None:
 def test_a_damaged_file_is_refused_with_what_to_do(tmp_path: Path, text: str) -> None:
     path = tmp_path / "table.json"
     path.write_text(text)
-    with pytest.raises(DeviceError, match="is not a table of times.*Remove it to have it"):
+    with pytest.raises(DeviceError, match=r"is not a table of times.*Remove it to have it"):
         load_table(path, {})
 
 

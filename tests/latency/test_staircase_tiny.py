@@ -38,7 +38,9 @@ def test_a_file_runs_and_every_branch_gives_its_number(
     inputs = {i.name: np.ones(i.shape, np.float32) for i in session.get_inputs()}
     # One input for each width that goes in, however many branches read it.
     assert len(inputs) == len({point[0] for point in points})
-    outputs = dict(zip((o.name for o in session.get_outputs()), session.run(None, inputs)))
+    outputs = dict(
+        zip((o.name for o in session.get_outputs()), session.run(None, inputs), strict=True)
+    )
     assert list(named.values()) == points
     for name, (inside, _) in named.items():
         # All ones times 0.01: the largest is at a place where the whole kernel lies in the image.

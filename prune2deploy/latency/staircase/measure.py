@@ -51,17 +51,23 @@ def open_table(device: Device, options: ProfileOptions, path: Path | None = None
             f"Device '{device.name}': {facts['runtimes'][runtime]['message']}. "
             f"See: prune2deploy devices check {device.name}"
         )
-    machine = facts["machine"]
-    conditions = {
+    conditions = conditions_of(facts["machine"], runtime, versions[runtime], options)
+    return load_table(path or table_path(conditions), conditions)
+
+
+def conditions_of(
+    machine: Mapping[str, Any], runtime: str, version: str, options: ProfileOptions
+) -> dict[str, Any]:
+    """Return what must be the same for times to hold. options: with the device's filled in."""
+    return {
         "cpu": machine["cpu_model"],
         "board": machine["board"],
         "architecture": machine["architecture"],
         "runtime": runtime,
-        "version": versions[runtime],
+        "version": version,
         "threads": options.threads,
         "spinning": options.spinning,
     }
-    return load_table(path or table_path(conditions), conditions)
 
 
 def fill(
