@@ -101,7 +101,7 @@ def _int8(
     runtime: Literal["onnxruntime", "tensorrt"] = (
         "tensorrt" if any(one.runtime in NVIDIA for one in devices) else "onnxruntime"
     )
-    if options.max_drop is None:
+    if options.allowed_drop is None:
         to_int8(source, target, batches=images, method=options.calibration, runtime=runtime)
         return {}
     sign = 1.0 if inputs.task.higher_is_better else -1.0
@@ -114,7 +114,7 @@ def _int8(
         source,
         target,
         judge=judge,
-        floor=judge(source) - options.max_drop,
+        floor=judge(source) - options.allowed_drop,
         batches=images,
         method=options.calibration,
         runtime=runtime,

@@ -93,7 +93,7 @@ class BudgetSection(Section):
         """The unit."""
         named = list(self.asked())
         times = [unit for unit in TIMES if unit in named]
-        if not times and "on" in self.model_fields_set:
+        if not times and self.on != type(self).model_fields["on"].default:
             return [(("on",), f"is for a budget of {' or '.join(TIMES)}; remove it")]
         limits = set(LIMITS) if len(times) == 1 else set()
         if len([unit for unit in named if unit not in limits]) == 1:

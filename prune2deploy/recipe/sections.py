@@ -177,7 +177,7 @@ class Int8Section(Section):
     images: int = Field(
         default=512, ge=1, description="Training images that ranges are taken from."
     )
-    max_drop: float | None = Field(
+    allowed_drop: float | None = Field(
         default=1.0,
         ge=0,
         description="Loss of the metric against fp32 on validation images (training images where "

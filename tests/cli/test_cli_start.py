@@ -34,7 +34,7 @@ HEAVY = {
     "rich",
 }
 COMMANDS = ["run", "check", "init", "inspect", "export", "profile", "methods", "schema", "doctor"]
-COMMANDS += ["devices"]
+COMMANDS += ["devices", "build", "explain"]
 MAIN = "from prune2deploy.cli import main; main()"
 
 

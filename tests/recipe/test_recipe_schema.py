@@ -20,7 +20,7 @@ def test_a_good_recipe_has_its_values_and_defaults(good: str) -> None:
     assert recipe.model.input == (1, 8, 8)
     assert recipe.prune.options == {"images": 64, "batch_size": 128}
     assert recipe.prune.budget.target() == {"macs": 0.5}
-    assert recipe.prune.round_to == 8
+    assert recipe.prune.round_to == "auto"
     assert recipe.profile.on == ("local",)
     assert (recipe.profile.threads, recipe.profile.retries) == (None, 1)
     assert not recipe.profile.allow_tainted
