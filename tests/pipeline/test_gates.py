@@ -10,10 +10,10 @@ LATENCY = [
         "device": "local",
         "tainted": [],
         "latencies": [
-            {"median_ci95_ms": [9.0, 11.0]},
-            {"median_ci95_ms": [4.5, 5.5]},
+            {"name": "original", "median_ci95_ms": [9.0, 11.0]},
+            {"name": "pruned", "median_ci95_ms": [4.5, 5.5]},
         ],
-        "speedups": [{"ratio": 2.0, "low": 1.8, "high": 2.2}],
+        "speedups": [{"other": "pruned", "ratio": 2.0, "low": 1.8, "high": 2.2}],
     }
 ]
 
@@ -71,8 +71,11 @@ def test_the_slowest_device_decides():
     slow = {
         "device": "pi5",
         "tainted": [],
-        "latencies": [{"median_ci95_ms": [9.0, 11.0]}, {"median_ci95_ms": [8.0, 10.0]}],
-        "speedups": [{"ratio": 1.1, "low": 1.05, "high": 1.2}],
+        "latencies": [
+            {"name": "original", "median_ci95_ms": [9.0, 11.0]},
+            {"name": "pruned", "median_ci95_ms": [8.0, 10.0]},
+        ],
+        "speedups": [{"other": "pruned", "ratio": 1.1, "low": 1.05, "high": 1.2}],
     }
     speed, time = check_gates(
         GatesSection(min_speedup=1.5, max_latency_ms=6.0),
@@ -90,7 +93,7 @@ def test_a_median_without_an_interval_shows_nothing():
     unknown = [
         {
             **LATENCY[0],
-            "latencies": [{}, {"median_ci95_ms": None}],
+            "latencies": [{"name": "original"}, {"name": "pruned", "median_ci95_ms": None}],
         }
     ]
     (gate,) = check_gates(
