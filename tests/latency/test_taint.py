@@ -332,18 +332,18 @@ def test_a_clock_that_drops_while_it_is_measured_is_seen(
     policy = tmp_path / "sys/devices/system/cpu/cpufreq/policy0"
     policy.mkdir(parents=True)
     current = policy / "scaling_cur_freq"
-    current.write_text("2400000\n")
-    options = {"sysroot": str(tmp_path), "min_time_s": 0.3}
 
     def drop(line: Mapping[str, Any]) -> None:
         if line["stage"] == "measure":  # told after the first blocks
             current.write_text("1000000\n")
 
-    def clocks(report: Callable[[Mapping[str, Any]], None]) -> list[str]:
+    def clocks(report: Callable[[Mapping[str, Any]], None], seconds: float) -> list[str]:
+        current.write_text("2400000\n")
+        options = {"sysroot": str(tmp_path), "min_time_s": seconds}
         reasons = measured(conv_model(8), options, report)
         return [reason for reason in reasons if "clock" in reason]
 
-    assert clocks(ignore) == []
-    assert clocks(drop) == [
-        "the clock of policy0 went from 2.40 to 1.00 GHz during the measurement"
-    ]
+    assert clocks(ignore, 0.3) == []
+    # A busy machine may read the line that it is told when a short measurement is over.
+    found = next(filter(None, (clocks(drop, seconds) for seconds in (0.3, 1, 4))), [])
+    assert found == ["the clock of policy0 went from 2.40 to 1.00 GHz during the measurement"]
