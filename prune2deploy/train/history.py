@@ -48,3 +48,8 @@ class History:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
         return asdict(self)
+
+    @staticmethod
+    def from_dict(plain: dict[str, Any]) -> History:
+        """Read what `as_dict` returned."""
+        return History(**{**plain, "epochs": [EpochRecord(**one) for one in plain["epochs"]]})

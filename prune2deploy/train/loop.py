@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any
 
 import torch
@@ -18,9 +17,13 @@ from prune2deploy.data import DataSource, Loader
 from prune2deploy.data.order import seed_from
 from prune2deploy.errors import TrainingError
 from prune2deploy.methods.base import Step
+from prune2deploy.train.best import Best, weights_of
+from prune2deploy.train.checkpoint import Checkpoint
 from prune2deploy.train.engine import Engine, placed
 from prune2deploy.train.evaluation import evaluate, map_tensors
 from prune2deploy.train.history import EpochRecord, History
+from prune2deploy.train.moving_parts import OtherStructureError, put_back, take
+from prune2deploy.train.randomness import random_state, seeded, set_random_state
 from prune2deploy.train.schedule import learning_rate
 from prune2deploy.train.settings import Hooks, TrainSettings
 from prune2deploy.train.tasks import Task, task_distillation_loss
@@ -42,6 +45,7 @@ def fit(
     seed: int = 0,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     label: str = "Training",
+    checkpoint: Checkpoint | None = None,
 ) -> History:
     """Train a model in place; it ends in eval mode, on the device where it was.
 
@@ -59,6 +63,8 @@ def fit(
         seed: of order, augmentation and dropout.
         on_epoch: called after each epoch.
         label: for the progress bar.
+        checkpoint: where the training stands is kept there, and it goes on from what is there:
+            `model` and `hooks` must then be what they were when the training began.
 
     Raises:
         TrainingError: settings that do not fit the data or the task, or a loss that is
@@ -71,6 +77,9 @@ def fit(
     model.eval()
     with placed(engine, data.input_shape, model, teacher):
         run = _Run(engine, model, task, data, settings, hooks, teacher, seed)
+        run.checkpoint = checkpoint
+        if checkpoint is not None:
+            run.resume(label)
         return run.train(on_epoch, label)
 
 
@@ -130,9 +139,14 @@ class _Run:
         self.step_number = settings.first_step
         self.first_epoch = settings.first_step // self.epoch_steps
         self.good = weights_of(model)
+        self.checkpoint: Checkpoint | None = None
+        self.history = History(engine.precision)
+        self.best = Best(task, settings.early_stop_patience)
+        self.partial: dict[str, Any] | None = None
+        self.done = False
 
-    def loader(self, epoch: int) -> Loader:
-        """Return the training batches of an epoch."""
+    def loader(self, epoch: int, skip: int = 0) -> Loader:
+        """Return the training batches of an epoch, without the first `skip`."""
         return self.data.loader(
             "train",
             batch_size=self.settings.batch_size,
@@ -140,6 +154,7 @@ class _Run:
             augment=True,
             seed=self.seed,
             epoch=epoch,
+            skip_batches=skip,
             # A batch norm cannot train on one image per device.
             min_batch=2 * self.engine.ranks,
             shard=(self.engine.rank, self.engine.ranks),
@@ -147,10 +162,11 @@ class _Run:
         )
 
     def train(self, on_epoch: Callable[[EpochRecord], None] | None, label: str) -> History:
-        """Train all epochs."""
-        history = History(self.engine.precision)
-        best = _Best(self.task, self.settings.early_stop_patience)
-        start = time.perf_counter()
+        """Train all epochs, or those that are left."""
+        history, best = self.history, self.best
+        if self.done:
+            return history
+        start = time.perf_counter() - history.seconds
         with progress.task(label, total=self.total_steps - self.step_number) as shown:
             while self.step_number < self.total_steps and not history.stopped_early:
                 record = self.train_epoch(self.first_epoch + len(history.epochs), shown)
@@ -159,26 +175,39 @@ class _Run:
                 logger.info("%s: %s", label, _text(record))
                 if on_epoch is not None:
                     on_epoch(record)
+                history.seconds = time.perf_counter() - start
+                if self.checkpoint is not None and self.checkpoint.due:
+                    self.keep()
         if best.weights is not None:
             self.model.load_state_dict(best.weights)
             history.best_epoch = best.epoch
         self.optimizer.zero_grad()
         history.seconds = time.perf_counter() - start
+        self.done = True
+        if self.checkpoint is not None:
+            self.keep()
         return history
 
     def train_epoch(self, epoch: int, shown: progress.Task) -> EpochRecord:
-        """Train one epoch, or what is left of the run, and measure the val set."""
+        """Train one epoch, or what is left of it and of the run, and measure the val set."""
         self.wrapped.train()
         candidate = weights_of(self.model)
+        partial, self.partial = self.partial, None
         total_loss = torch.zeros((), device=self.engine.device)
-        steps, images_seen, checked_at = 0, 0, 0
+        steps, images_seen = 0, 0
+        if partial is not None:
+            total_loss += partial["loss"].to(self.engine.device)
+            steps, images_seen = partial["steps"], partial["images"]
+        checked_at, images_before = steps, images_seen
         every = 1 if self.engine.device.type == "cpu" else _STEPS_BETWEEN_CHECKS_ON_GPU
-        steps_left = self.total_steps - self.step_number
+        last_step = steps + self.total_steps - self.step_number
         start = time.perf_counter()
-        with _seeded(self.engine.device, seed_from(self.seed, epoch, self.engine.rank)):
+        with seeded(self.engine.device, seed_from(self.seed, epoch, self.engine.rank)):
+            if partial is not None:
+                set_random_state(self.engine.device, partial["random"])
             # Only where the run goes on from a step within this epoch.
-            done = max(0, self.settings.first_step - epoch * self.epoch_steps)
-            for images, targets in islice(self.loader(epoch), done, None):
+            done = self.step_number - epoch * self.epoch_steps
+            for images, targets in self.loader(epoch, done):
                 lr = self.set_learning_rate()
                 loss = self.step(images, targets)
                 total_loss += loss * len(images)
@@ -190,19 +219,72 @@ class _Run:
                     self.good = candidate
                     shown.advance(steps - checked_at, info=f"loss {float(loss):.3f}")
                     checked_at = steps
-                if steps == steps_left:
+                if steps == last_step:
                     break
+                if self.may_stop_here(steps - checked_at):
+                    self.keep({"loss": total_loss, "steps": steps, "images": images_seen})
         if steps == 0:
             raise TrainingError("No training image could be read. Check data.root.")
+        lr = float(self.optimizer.param_groups[0]["lr"])
         loss_sum = self.check_finite(total_loss, epoch, steps, lr)
         if self.step_number == self.total_steps:
             # No step follows whose loss would tell.
             self.check_finite(_magnitude(self.model), epoch, steps, lr)
         shown.advance(steps - checked_at)
         everybodys = self.engine.sum_over_ranks(total_loss.new_tensor(images_seen))
-        rate = everybodys / (time.perf_counter() - start)
+        ours = (images_seen - images_before) / images_seen
+        rate = everybodys * ours / (time.perf_counter() - start)
         self.engine.share_buffers(self.model)
         return EpochRecord(epoch + 1, steps, loss_sum / everybodys, lr, rate, self.validate())
+
+    def may_stop_here(self, unchecked: int) -> bool:
+        """Whether to keep the state within an epoch: not with several processes.
+
+        unchecked: steps whose loss nobody has looked at; weights are kept when they are good.
+        """
+        here = self.checkpoint is not None and self.engine.ranks == 1 and unchecked == 0
+        return here and self.checkpoint is not None and self.checkpoint.due
+
+    def keep(self, partial: dict[str, Any] | None = None) -> None:
+        """Write where the training stands. partial: sums over the epoch that is not over."""
+        assert self.checkpoint is not None
+        if partial is not None:
+            partial["random"] = random_state(self.engine.device)
+        if self.engine.rank > 0:
+            return
+        best = self.best
+        self.checkpoint.write(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "hooks": None if self.hooks is None else take(self.hooks, self.model),
+                "step": self.step_number,
+                "history": self.history.as_dict(),
+                "best": [best.value, best.epoch, best.weights],
+                "partial": partial,
+                "done": self.done,
+            }
+        )
+
+    def resume(self, label: str) -> None:
+        """Go on from where the training stood, if that is known."""
+        assert self.checkpoint is not None
+        state = self.checkpoint.read()
+        if state is None:
+            return
+        try:
+            if self.hooks is not None:
+                put_back(self.hooks, self.model, state["hooks"])
+        except OtherStructureError as err:
+            logger.info("%s starts anew; its hooks cannot go on from a state: %s", label, err)
+            return
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step_number, self.partial, self.done = state["step"], state["partial"], state["done"]
+        self.history = History.from_dict(state["history"])
+        self.best.value, self.best.epoch, self.best.weights = state["best"]
+        self.good = weights_of(self.model)
+        logger.info("%s goes on after step %d of %d", label, self.step_number, self.total_steps)
 
     def set_learning_rate(self) -> float:
         """Set and return the rate of the step that comes, and count it."""
@@ -282,35 +364,6 @@ class _Run:
         )
 
 
-class _Best:
-    """Watches the val metric; keeps the best weights if early stopping is on."""
-
-    def __init__(self, task: Task, patience: int | None) -> None:
-        self.task = task
-        self.patience = patience
-        self.value = 0.0
-        self.epoch = 0
-        self.weights: dict[str, Any] | None = None
-
-    def see(self, record: EpochRecord, model: nn.Module) -> bool:
-        """Take note of an epoch; return whether it is time to stop."""
-        if self.patience is None or record.val is None:
-            return False
-        value = record.val[self.task.metric]
-        better = value > self.value if self.task.higher_is_better else value < self.value
-        if self.weights is None or better:
-            self.value, self.epoch, self.weights = value, record.epoch, weights_of(model)
-        return record.epoch - self.epoch >= self.patience
-
-
-def weights_of(model: nn.Module) -> dict[str, Any]:
-    """Return a copy of the model's state."""
-    return {
-        name: value.clone() if isinstance(value, Tensor) else value
-        for name, value in model.state_dict().items()
-    }
-
-
 def _magnitude(model: nn.Module) -> Tensor:
     """Return a scalar that is finite if and only if all weights are."""
     with torch.no_grad():
@@ -330,14 +383,6 @@ def _small_batch_explained(images: int) -> Iterator[None]:
             f"A batch norm cannot train on a batch of {images} image(s) of this size. "
             "Raise data.batch_size to at least 2 per device."
         ) from err
-
-
-@contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed torch's own generators for the with-block, and put them back."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _text(record: EpochRecord) -> str:
