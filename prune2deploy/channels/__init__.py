@@ -5,7 +5,7 @@ from prune2deploy.channels.graph import Graph
 from prune2deploy.channels.groups import Frozen, Group, Slot, Tap
 from prune2deploy.channels.labels import Role
 from prune2deploy.channels.plan import Choice, Plan
-from prune2deploy.channels.storage import load_pruned, save_pruned, save_weights
+from prune2deploy.channels.storage import load_pruned, load_weights, save_pruned, save_weights
 from prune2deploy.channels.trace import trace
 from prune2deploy.channels.verify import Trial, try_plan
 
@@ -21,6 +21,7 @@ __all__ = [
     "Trial",
     "cut",
     "load_pruned",
+    "load_weights",
     "mask",
     "save_pruned",
     "save_weights",

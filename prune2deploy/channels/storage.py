@@ -29,6 +29,21 @@ def save_weights(model: nn.Module, path: Path) -> None:
     os.replace(temporary, path)
 
 
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill a model with the parameters and buffers that `save_weights` wrote.
+
+    Raises:
+        ModelError: the file is missing or damaged, or of another model.
+    """
+    try:
+        load_model(model, str(path))
+    except (OSError, SafetensorError, RuntimeError) as err:
+        raise ModelError(
+            f"The weights in {path} do not fit the model: {err}. They must come from a run whose "
+            "model is built in the same way."
+        ) from err
+
+
 def save_pruned(model: nn.Module, plan: Plan, weights: Path, plan_file: Path) -> None:
     """Write a cut model's weights (safetensors) and the plan that made it (JSON)."""
     save_weights(model, weights)

@@ -13,6 +13,7 @@ from prune2deploy.cli.build import build
 from prune2deploy.cli.devices import devices
 from prune2deploy.cli.explain import explain
 from prune2deploy.cli.output import make_output_safe
+from prune2deploy.cli.runs import runs
 
 app = typer.Typer(
     name="prune2deploy",
@@ -31,6 +32,7 @@ _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
 for _panel, _commands in _PANELS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
+app.add_typer(runs, name="runs", rich_help_panel="Recipes")
 app.add_typer(devices, name="devices", rich_help_panel="Models")
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prune2deploy import progress
-from prune2deploy.cli.output import show
+from prune2deploy.cli.output import show, table
 from prune2deploy.cli.session import GATE_FAILED, USER_ERROR, session, tell_error
 from prune2deploy.cli.values import MODEL_HELP
+
+if TYPE_CHECKING:
+    from prune2deploy.pipeline import Outlook
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
 SetOption = Annotated[
@@ -30,11 +33,35 @@ def run(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder for the results; left out: runs/NAME, or the next free number.",
+            help="Folder for the results.",
+            show_default="runs/NAME, or the next free number if that holds another recipe's run",
         ),
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="STAGE", help="Run this stage and those after it in any case."
+        ),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(metavar="STAGE", help="Stop after this stage; the next run goes on."),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only say which stages would be run, why, and how long."),
+    ] = False,
+    checkpoint_every: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", min=0, help="How often the state of a training is written down."
+        ),
+    ] = 60.0,
 ) -> None:
     """Prune, fine-tune, export, check and measure, as the recipe says.
+
+    Stages that are done already, from the same recipe, data and code, are not done again; a run
+    that was stopped goes on from where it was.
 
     Exit code: 0 if every gate held, 3 if one failed (all results are kept), 1 for an error; also
     if a device could not be measured (the others' results are kept).
@@ -46,12 +73,19 @@ def run(
         # Before the imports below, which also take time: a slip in the recipe is told first.
         loaded = load_recipe(recipe, overrides or ())
 
-        from prune2deploy.pipeline import run_recipe
+        from prune2deploy.pipeline import RunOptions, outlook, run_recipe, run_until
         from prune2deploy.report import results_table
 
-        where = output or f"runs/{loaded.name}, or the highest-numbered folder of that name"
-        work.kept = f"What was finished is kept in {where}."
-        result = run_recipe(loaded, output)
+        options = RunOptions(start=start, checkpoint_s=checkpoint_every, say=work.say)
+        if dry_run:
+            folder, stages = outlook(loaded, output, options, until)
+            show(f"In {folder}:", table(("stage", "", "because", "takes about"), map(_row, stages)))
+            return
+        work.kept = "What was finished is kept; the same command goes on from there."
+        if until is not None:
+            show(f"Done until {until}, in {run_until(loaded, until, output, options)}")
+            return
+        result = run_recipe(loaded, output, options)
         show(results_table(result.metrics), f"Everything is in {result.folder}")
     if result.failures:
         for failure in result.failures:
@@ -60,6 +94,15 @@ def run(
         raise typer.Exit(USER_ERROR)
     if not result.gates_held:
         raise typer.Exit(GATE_FAILED)
+
+
+def _row(stage: Outlook) -> tuple[str, str, str, str]:
+    from prune2deploy.cli.progress import duration
+
+    takes = "" if stage.what != "run" else "unknown"
+    if stage.seconds is not None:
+        takes = duration(stage.seconds)
+    return stage.stage, stage.what, stage.reason, takes
 
 
 def check(recipe: RecipeArgument, overrides: SetOption = None) -> None:

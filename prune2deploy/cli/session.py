@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,10 +20,19 @@ GATE_FAILED = 3
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
+def _silent(text: str) -> None:
+    pass
+
+
 @dataclass
 class Session:
-    """A command at work. kept: said on Ctrl-C, what remains of the work."""
+    """A command at work.
 
+    say: shows a line on standard error, apart from the progress. kept: said on Ctrl-C, what
+    remains of the work.
+    """
+
+    say: Callable[[str], None] = _silent
     kept: str = "Nothing was changed."
 
 
@@ -37,6 +46,7 @@ def session() -> Iterator[Session]:
     work = Session()
     try:
         with display() as shown, progress.use(shown), _warnings_on(shown):
+            work.say = shown.say
             yield work
     except Prune2DeployError as err:
         raise _fail(str(err)) from err

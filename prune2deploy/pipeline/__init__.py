@@ -2,6 +2,23 @@
 
 from prune2deploy.pipeline.check import check_recipe, inspect_model
 from prune2deploy.pipeline.planning import plan
-from prune2deploy.pipeline.run import RunResult, run_recipe
+from prune2deploy.pipeline.run import (
+    Outlook,
+    RunOptions,
+    RunResult,
+    outlook,
+    run_recipe,
+    run_until,
+)
 
-__all__ = ["RunResult", "check_recipe", "inspect_model", "plan", "run_recipe"]
+__all__ = [
+    "Outlook",
+    "RunOptions",
+    "RunResult",
+    "check_recipe",
+    "inspect_model",
+    "outlook",
+    "plan",
+    "run_recipe",
+    "run_until",
+]

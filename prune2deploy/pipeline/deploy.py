@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from prune2deploy.latency import Campaign, ProfileOptions, ResultFolder, profile
 from prune2deploy.pipeline.inputs import EVALUATION_BATCH, Inputs
 from prune2deploy.recipe import OnnxSection, ProfileSection
 from prune2deploy.report import NetworkFigures, ParityFigures
+
+log = logging.getLogger(__name__)
 
 
 def export_network(
@@ -100,6 +103,8 @@ def profile_networks(
 ) -> Campaign:
     """Time the networks on each device of the recipe; the first is the baseline.
 
+    What was measured there before, of the same files in the same way, is not measured again.
+
     folder: the run's; each device's samples are in it as soon as it is done.
     """
     return profile_devices(
@@ -108,8 +113,7 @@ def profile_networks(
         options=ProfileOptions(threads=section.threads, min_time_s=section.min_time_s, seed=seed),
         devices=devices,
         retries=section.retries,
-        # A run measures what it made itself, whatever an --output folder held before.
-        folder=ResultFolder(folder, again=True),
+        folder=ResultFolder(folder, say=log.info),
     )
 
 

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ from prune2deploy.pipeline.planning import (
 )
 from prune2deploy.pipeline.timed_budget import goals_of, notes_of, plan_for_time
 from prune2deploy.recipe import TIMES, Recipe
-from prune2deploy.train import evaluate, fit, recalibrate_batchnorm
+from prune2deploy.train import Checkpoint, evaluate, fit, recalibrate_batchnorm
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,27 @@ _COMPENSATION = 1024
 
 _JUDGED = 1024
 """Training images on which methods try networks out where there are no validation images."""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where the trainings of one stage stand.
+
+    folder: None: nowhere. identity: see Checkpoint.
+    """
+
+    folder: Path | None = None
+    identity: str = ""
+    every_s: float = 60.0
+
+    def named(self, name: str) -> Checkpoint | None:
+        """The file of one training."""
+        if self.folder is None:
+            return None
+        return Checkpoint(self.folder / f"{name}.state", self.identity, self.every_s)
+
+
+NOWHERE = Checkpoints()
 
 
 @dataclass(frozen=True)
@@ -59,8 +81,12 @@ class Pruned:
     masks: Masks | None = None
 
 
-def prune(recipe: Recipe, inputs: Inputs, model: nn.Module) -> Pruned:
+def prune(
+    recipe: Recipe, inputs: Inputs, model: nn.Module, checkpoints: Checkpoints = NOWHERE
+) -> Pruned:
     """Prune a trained model as the recipe says. `model` is left alone.
+
+    checkpoints: trainings go on from there.
 
     Raises:
         BudgetError: the budget cannot be reached.
@@ -73,7 +99,7 @@ def prune(recipe: Recipe, inputs: Inputs, model: nn.Module) -> Pruned:
     if section.train is not None:
         model = copy.deepcopy(model)
         graph = trace(model, inputs.example, section.exclude)
-        _train_with_hooks(recipe, inputs, model, teacher, method, graph)
+        _train_with_hooks(recipe, inputs, model, teacher, method, graph, checkpoints)
     total: Plan | None = None
     rounds = section.schedule.rounds
     for number in range(1, rounds + 1):
@@ -93,7 +119,9 @@ def prune(recipe: Recipe, inputs: Inputs, model: nn.Module) -> Pruned:
         if section.recalibrate:
             recalibrate(recipe, inputs, model)
         if number < rounds and section.schedule.finetune_epochs > 0:
-            _train_between(recipe, inputs, model, teacher, method)
+            _train_between(
+                recipe, inputs, model, teacher, method, checkpoints.named(f"round {number}")
+            )
     assert total is not None
     return Pruned(model, total, start)
 
@@ -242,6 +270,7 @@ def _train_with_hooks(
     teacher: nn.Module,
     method: Method[Any],
     graph: Graph,
+    checkpoints: Checkpoints,
 ) -> None:
     assert recipe.prune.train is not None
     method.attach(graph)
@@ -256,6 +285,7 @@ def _train_with_hooks(
             teacher=teacher if settings.distill else None,
             seed=recipe.seed,
             label=f"Training for {method.name}",
+            checkpoint=checkpoints.named("prune train"),
         )
     finally:
         method.detach()
@@ -267,6 +297,7 @@ def _train_between(
     model: nn.Module,
     teacher: nn.Module,
     method: Method[Any],
+    checkpoint: Checkpoint | None,
 ) -> None:
     """Train between two rounds; a method that was trained with its hooks goes on with them."""
     assert recipe.finetune is not None
@@ -285,6 +316,7 @@ def _train_between(
             teacher=teacher if settings.distill else None,
             seed=recipe.seed,
             label="Training between rounds",
+            checkpoint=checkpoint,
         )
     finally:
         if hooked:

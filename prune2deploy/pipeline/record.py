@@ -40,6 +40,8 @@ def gather_metrics(
     recipe: Recipe,
     inputs: Inputs,
     pruned: Pruned,
+    frozen: list[FrozenChannels],
+    unknown_ops: dict[str, int],
     before: NetworkFigures,
     after: NetworkFigures,
     precisions: list[PrecisionFigures],
@@ -85,7 +87,7 @@ def gather_metrics(
         after=after,
         precisions=precisions,
         gated_precision=gated,
-        pruning=_pruning(recipe, pruned, before, after),
+        pruning=_pruning(recipe, pruned, frozen, unknown_ops, before, after),
         latency=latency,
         latency_failures=[
             LatencyFailure(device=one.device, message=one.message) for one in campaign.failures
@@ -98,7 +100,7 @@ def gather_metrics(
 
 def _files(folder: Path, devices: list[str]) -> dict[str, FileRecord]:
     """Hashes by name. Files that grow or are written after this are not in the list."""
-    later = (files.LOG, files.METRICS, files.SUMMARY)
+    later = (files.LOG, files.METRICS, files.SUMMARY, files.LOCK)
     paths = [path for path in folder.iterdir() if path.is_file() and path.name not in later]
     paths += [folder / files.LATENCY / f"{device}.json" for device in devices]
     return {
@@ -110,14 +112,18 @@ def _files(folder: Path, devices: list[str]) -> dict[str, FileRecord]:
 
 
 def _pruning(
-    recipe: Recipe, pruned: Pruned, before: NetworkFigures, after: NetworkFigures
+    recipe: Recipe,
+    pruned: Pruned,
+    frozen: list[FrozenChannels],
+    unknown_ops: dict[str, int],
+    before: NetworkFigures,
+    after: NetworkFigures,
 ) -> Pruning:
     kept_share = {"macs": after.macs / before.macs, "params": after.params / before.params}
     layers: list[LayerWeights] = []
     if pruned.masks is not None:
         layers = layer_weights(pruned.model, pruned.masks)
         kept_share["weights"] = sum(w.kept for w in layers) / sum(w.weights for w in layers)
-    graph = pruned.graph
     return Pruning(
         method=recipe.prune.method,
         options=recipe.prune.options,
@@ -128,11 +134,8 @@ def _pruning(
             for c in pruned.plan.choices
         ],
         weights=layers,
-        frozen=[
-            FrozenChannels(layer=f.name, channels=f.size, reason=f.reason)
-            for f in ([] if graph is None else graph.frozen)
-        ],
-        unknown_ops={} if graph is None else dict(graph.unknown_ops),
+        frozen=frozen,
+        unknown_ops=unknown_ops,
         notes=list(pruned.plan.notes),
     )
 

@@ -1,50 +1,54 @@
-"""`run`: the stages in order, and the folder they leave."""
+"""`run`: the stages in order, each only if it has to be, and the folder they leave."""
 
 from __future__ import annotations
 
-import copy
 import logging
+import random
+import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import nn
 
 from prune2deploy import __version__
-from prune2deploy.channels import save_pruned, save_weights
-from prune2deploy.devices import Devices
-from prune2deploy.latency import Campaign
-from prune2deploy.methods import METHODS
-from prune2deploy.methods.common.weights import MaskKeeper
+from prune2deploy.data.order import seed_from
+from prune2deploy.errors import RecipeError, nearest_name_hint
 from prune2deploy.pipeline import folder as files
-from prune2deploy.pipeline.deploy import (
-    devices_for,
-    export_network,
-    measure_rest_command,
-    profile_networks,
-)
+from prune2deploy.pipeline.depends import KINDS, depends_of, stages_of
+from prune2deploy.pipeline.deploy import devices_for, measure_rest_command
 from prune2deploy.pipeline.folder import RunFolder
-from prune2deploy.pipeline.inputs import EVALUATION_BATCH, Inputs, open_inputs, train_settings
-from prune2deploy.pipeline.precisions import lower_precisions
-from prune2deploy.pipeline.pruning import Pruned, prune
-from prune2deploy.pipeline.record import gather_metrics
-from prune2deploy.pipeline.weights import prune_weights
-from prune2deploy.recipe import Recipe, TrainSection, dump_recipe
-from prune2deploy.report import (
-    GateResult,
-    LatencyFailure,
-    Metrics,
-    NetworkFigures,
-    PrecisionFigures,
-    Stage,
-    summary_markdown,
-)
-from prune2deploy.train import Hooks, evaluate, fit
+from prune2deploy.pipeline.inputs import open_inputs
+from prune2deploy.pipeline.pruning import Checkpoints
+from prune2deploy.pipeline.stages import StageRecord, StageStore, key_of, read_record
+from prune2deploy.pipeline.work import WORK, Job, onnx_files
+from prune2deploy.recipe import Recipe, dump_recipe
+from prune2deploy.report import GateResult, LatencyFailure, Metrics
 
 log = logging.getLogger(__name__)
+
+CHECKPOINT_S = 60.0
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How much of a run is done.
+
+    Args:
+        start: this stage and those after it are run whatever there is (--from).
+        checkpoint_s: seconds between two states of a training.
+        say: told which stages are kept, and why others are run.
+    """
+
+    start: str | None = None
+    checkpoint_s: float = CHECKPOINT_S
+    say: Callable[[str], None] = _silent
 
 
 @dataclass(frozen=True)
@@ -74,191 +78,218 @@ class RunResult:
         return all(gate.held for gate in self.gates)
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """What would become of a stage.
+
+    what: run, kept (it is there), or taken (from another run). seconds: that it took the last
+    time, scaled by its epochs; None: nobody knows.
+    """
+
+    stage: str
+    what: str
+    reason: str
+    seconds: float | None = None
+
+
 @dataclass
-class _Run:
-    """State of one run while it goes on."""
+class _Going:
+    """A run with its store and what was asked of it. forced: stages that are run in any case."""
 
-    recipe: Recipe
-    folder: RunFolder
-    inputs: Inputs
-    devices: Devices
-    stages: list[Stage] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
+    job: Job
+    store: StageStore
+    options: RunOptions
+    stages: list[str]
+    forced: set[str] = field(default_factory=set)
 
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Note how long a stage takes."""
-        log.info("Stage: %s", stage)
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = round(time.perf_counter() - start, 3)
-
-    def judge(self, stage: str, model: nn.Module) -> None:
-        """Evaluate on the test images and remember the figures."""
-        loader = self.inputs.data.loader("test", batch_size=EVALUATION_BATCH)
-        metrics = evaluate(model, self.inputs.task, loader, label=f"Testing ({stage})")
-        log.info("%s: %s", stage, metrics)
-        self.stages.append(Stage(stage=stage, metrics=metrics))
-
-    def save(self, pruned: Pruned) -> None:
-        """Keep the pruned network as it is now."""
-        weights = self.folder.file(files.WEIGHTS)
-        save_pruned(pruned.model, pruned.plan, weights, self.folder.file(files.PLAN))
+    def depends(self, stage: str) -> dict[str, str]:
+        job = self.job
+        contents = {name: record.content for name, record in job.records.items()}
+        return depends_of(stage, job.recipe, job.inputs, job.devices, contents)
 
 
-def run_recipe(recipe: Recipe, output: Path | None = None) -> RunResult:
-    """Do everything a recipe says.
+def run_recipe(
+    recipe: Recipe, output: Path | None = None, options: RunOptions | None = None
+) -> RunResult:
+    """Do what a recipe says, as far as it is not done already.
 
     Args:
         recipe: from load_recipe.
-        output: folder for the results; None: the first free of runs/NAME, runs/NAME-2, ….
+        output: folder for the results; None: the newest of runs/NAME, runs/NAME-2, … if it holds
+            a run of this recipe, else the next of them.
 
     Returns:
-        The folder and metrics. Gates and devices that failed raise nothing: see `gates_held`
-        and `failures`.
+        The folder and metrics. Gates and devices that failed raise nothing: see `gates_held` and
+        `failures`.
 
     Raises:
-        Prune2DeployError: something the user can mend; what was made so far is kept.
+        Prune2DeployError: something the user can mend; what was made so far is kept, and the
+            next run goes on from there.
     """
+    going = _begin(recipe, output, options or RunOptions())
+    _go(going)
+    folder = going.job.folder
+    shutil.rmtree(folder.file(files.WORK), ignore_errors=True)
+    text = folder.file(files.METRICS).read_text(encoding="utf-8")
+    metrics = Metrics.model_validate_json(text)
+    return RunResult(folder.path, metrics, _measure_rest(going.job, metrics))
+
+
+def run_until(
+    recipe: Recipe, stage: str, output: Path | None = None, options: RunOptions | None = None
+) -> Path:
+    """Do what a recipe says up to a stage, and return the folder; the next run goes on from there.
+
+    Raises:
+        Prune2DeployError: as run_recipe, or the recipe has no such stage.
+    """
+    going = _begin(recipe, output, options or RunOptions(), stage)
+    _go(going)
+    return going.job.folder.path
+
+
+def outlook(
+    recipe: Recipe,
+    output: Path | None = None,
+    options: RunOptions | None = None,
+    until: str | None = None,
+) -> tuple[Path, list[Outlook]]:
+    """Say what `run_recipe` (or `run_until`) would do; nothing is done or written.
+
+    Returns:
+        The folder it would be done in, and its stages in order.
+
+    Raises:
+        Prune2DeployError: as run_recipe does before its first stage.
+    """
+    going = _begin(recipe, output, options or RunOptions(), until)
+    found: list[Outlook] = []
+    for stage in going.stages:
+        depends = going.depends(stage)
+        before = [
+            one.stage for one in found if one.what == "run" and one.stage in KINDS[stage].after
+        ]
+        record, reason = None, f"it depends on {' and '.join(before)}"
+        if not before:
+            record, reason = _found(going, stage, depends)
+        if record is None:
+            found.append(Outlook(stage, "run", reason, _expected(going, stage, depends)))
+            continue
+        going.job.records[stage] = record
+        found.append(Outlook(stage, "kept" if record.taken_from is None else "taken", reason))
+    return going.job.folder.path, found
+
+
+def _begin(
+    recipe: Recipe, output: Path | None, options: RunOptions, until: str | None = None
+) -> _Going:
+    stages = stages_of(recipe)
+    for option, name in (("--from", options.start), ("--until", until)):
+        if name is not None and name not in stages:
+            raise RecipeError(
+                f"{option} {name}: this recipe has no such stage. {nearest_name_hint(name, stages)}"
+            )
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    started = time.perf_counter()
     devices = devices_for(recipe.profile)
     # Opened first: a recipe that does not fit its files leaves no folder behind.
     inputs = open_inputs(recipe)
-    folder = RunFolder.create(output, recipe.name)
-    with folder.logging():
+    again = options.start is not None
+    folder = RunFolder.choose(output, recipe.name, dump_recipe(recipe), again=again)
+    job = Job(recipe, folder, inputs, devices)
+    last = stages.index(until) if until else len(stages)
+    forced = set(stages[stages.index(options.start) :]) if options.start else set()
+    return _Going(job, StageStore(folder, folder.others), options, stages[: last + 1], forced)
+
+
+def _found(going: _Going, stage: str, depends: dict[str, str]) -> tuple[StageRecord | None, str]:
+    if stage in going.forced:
+        return None, f"--from {going.options.start} was given"
+    found = going.store.find(stage, depends)
+    return found.record, found.reason
+
+
+def _go(going: _Going) -> None:
+    """Do every stage that has to be done."""
+    folder, recipe = going.job.folder, going.job.recipe
+    with folder.alone(), folder.logging():
         log.info("prune2deploy %s, recipe '%s'", __version__, recipe.name)
         folder.write(files.RECIPE, dump_recipe(recipe))
-        run = _Run(recipe, folder, inputs, devices)
-        run.seconds["open"] = round(time.perf_counter() - started, 3)
         try:
-            return _stages(run)
+            for stage in going.stages:
+                going.job.records[stage] = _done(going, stage)
         except BaseException as err:
             log.error("Stopped: %s: %s", type(err).__name__, err)
             raise
 
 
-def _stages(run: _Run) -> RunResult:
-    recipe, inputs, folder = run.recipe, run.inputs, run.folder
-    original = inputs.model
-    if recipe.pretrain is not None:
-        with run.timed("pretrain"):
-            _train(run, recipe.pretrain, original, None, "Training")
-            save_weights(original, folder.file(files.ORIGINAL_WEIGHTS))
-    with run.timed("test original"):
-        run.judge("original", original)
-    with run.timed("prune"):
-        if METHODS[recipe.prune.method].granularity == "weight":
-            pruned = prune_weights(recipe, inputs, original)
-        else:
-            pruned = prune(recipe, inputs, original)
-        run.save(pruned)
-        run.judge("cut" if pruned.masks is None else "zeroed", pruned.model)
-    if recipe.finetune is not None:
-        with run.timed("finetune"):
-            keeper = None if pruned.masks is None else MaskKeeper(pruned.model, pruned.masks)
-            _train(run, recipe.finetune, pruned.model, original, "Fine-tuning", keeper)
-            run.save(pruned)
-            run.judge("finetuned", pruned.model)
-    with run.timed("export"):
-        before = _export(run, "original", original, run.stages[0])
-        after = _export(run, "pruned", pruned.model, run.stages[-1])
-    with run.timed("precisions"):
-        precisions = _precisions(run)
-    with run.timed("profile"):
-        campaign = _profile(run)
-    metrics = gather_metrics(
-        recipe=recipe,
-        inputs=inputs,
-        pruned=pruned,
-        before=before,
-        after=after,
-        precisions=precisions,
-        campaign=campaign,
-        stages=run.stages,
-        seconds=run.seconds,
-        folder=folder.path,
-    )
-    folder.write(files.METRICS, metrics.model_dump_json(indent=2) + "\n")
-    folder.write(files.SUMMARY, summary_markdown(metrics))
-    for gate in metrics.gates:
-        log.info(
-            "Gate %s: held %s, found %s, limit %g%s",
-            gate.name,
-            gate.held,
-            "nothing" if gate.found is None else f"{gate.found:g}",
-            gate.limit,
-            f" ({gate.note})" if gate.note else "",
-        )
-    return RunResult(folder.path, metrics, _measure_rest(run, campaign))
+def _done(going: _Going, stage: str) -> StageRecord:
+    """Keep, take or run a stage; its record says what it left."""
+    depends = going.depends(stage)
+    record, reason = _found(going, stage, depends)
+    if record is None:
+        _tell(going, f"{stage}: run, because {reason}")
+        return _run(going, stage, depends)
+    if record.taken_from is not None:
+        _tell(going, f"{stage}: taken from another run; {reason}")
+        return going.store.adopt(record)
+    _tell(going, f"{stage}: kept, of {record.finished}; {reason}")
+    return record
 
 
-def _train(
-    run: _Run,
-    section: TrainSection,
-    model: nn.Module,
-    original: nn.Module | None,
-    label: str,
-    hooks: Hooks | None = None,
-) -> None:
-    settings = train_settings(section, run.recipe.data.batch_size)
-    teacher = copy.deepcopy(original) if settings.distill else None
-    fit(
-        model,
-        run.inputs.task,
-        run.inputs.data,
-        settings,
-        hooks=hooks,
-        teacher=teacher,
-        seed=run.recipe.seed,
-        label=label,
-    )
+def _run(going: _Going, stage: str, depends: dict[str, str]) -> StageRecord:
+    """Run a stage and record it; one that is not whole is recorded for this run only."""
+    job = going.job
+    log.info("Stage: %s", stage)
+    _seed(seed_from(job.recipe.seed, "stage", stage))
+    work = job.folder.file(files.WORK)
+    job.checkpoints = Checkpoints(work, key_of(depends), going.options.checkpoint_s)
+    if stage in going.forced:
+        shutil.rmtree(work, ignore_errors=True)
+        if stage == "profile":
+            _set_measurements_aside(job.folder)
+    start = time.perf_counter()
+    done = WORK[stage](job)
+    seconds = time.perf_counter() - start
+    record = going.store.keep(stage, depends, done.files, done.result, seconds)
+    if not done.whole:
+        going.store.forget(stage)
+    return record
 
 
-def _export(run: _Run, name: str, model: nn.Module, stage: Stage) -> NetworkFigures:
-    path = run.folder.file(files.ONNX[name])
-    return export_network(model, path, run.inputs, run.recipe.export.onnx, stage.metrics)
+def _set_measurements_aside(folder: RunFolder) -> None:
+    """Let what was measured not count, and not be lost either."""
+    for path in folder.file(files.LATENCY).glob("*.json"):
+        path.replace(path.with_name(path.name + ".old"))
 
 
-def _precisions(run: _Run) -> list[PrecisionFigures]:
-    lower = run.recipe.export.lower
-    if not lower:
-        return []
-    return lower_precisions(
-        run.folder.file(files.ONNX["pruned"]),
-        {name: run.folder.file(files.PRECISIONS[name]) for name in lower},
-        run.recipe.export,
-        run.inputs,
-        [run.devices[name] for name in run.recipe.profile.on],
-        run.recipe.seed,
-    )
+def _seed(seed: int) -> None:
+    """A stage draws the same numbers whether those before it were run or kept."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
-def _onnx_files(run: _Run) -> dict[str, Path]:
-    found = {name: run.folder.file(file) for name, file in files.ONNX.items()}
-    for name in run.recipe.export.lower:
-        found[f"pruned {name}"] = run.folder.file(files.PRECISIONS[name])
-    return found
+def _tell(going: _Going, text: str) -> None:
+    log.info("%s", text)
+    going.options.say(text)
 
 
-def _profile(run: _Run) -> Campaign:
-    recipe = run.recipe
-    campaign = profile_networks(
-        _onnx_files(run),
-        recipe.profile,
-        seed=recipe.seed,
-        devices=run.devices,
-        folder=run.folder.path,
-    )
-    for failure in campaign.failures:
-        log.error("Not measured on %s: %s", failure.device, failure.message)
-    return campaign
+def _expected(going: _Going, stage: str, depends: dict[str, str]) -> float | None:
+    """What the stage took the last time, here or in a run beside this one."""
+    for folder in (going.job.folder.path, *going.store.others):
+        record, _ = read_record(folder, stage)
+        if record is None:
+            continue
+        key = f"recipe {stage}.epochs"
+        then, now = (float(one.get(key, 1)) for one in (record.depends, depends))
+        return record.seconds * now / then
+    return None
 
 
-def _measure_rest(run: _Run, campaign: Campaign) -> str | None:
-    if not campaign.failures:
+def _measure_rest(job: Job, metrics: Metrics) -> str | None:
+    failed = [failure.device for failure in metrics.latency_failures]
+    if not failed:
         return None
-    failed = [failure.device for failure in campaign.failures]
-    models = list(_onnx_files(run).values())
-    return measure_rest_command(models, run.recipe.profile, failed, run.folder.path)
+    models = list(onnx_files(job).values())
+    return measure_rest_command(models, job.recipe.profile, failed, job.folder.path)

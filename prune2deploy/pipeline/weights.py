@@ -23,10 +23,10 @@ from prune2deploy.methods.common.weights import (
 )
 from prune2deploy.pipeline.inputs import Inputs, train_settings
 from prune2deploy.pipeline.planning import make_method
-from prune2deploy.pipeline.pruning import Pruned, recalibrate
+from prune2deploy.pipeline.pruning import NOWHERE, Checkpoints, Pruned, recalibrate
 from prune2deploy.recipe import Recipe, TrainSection
 from prune2deploy.report import LayerWeights
-from prune2deploy.train import Hooks, fit
+from prune2deploy.train import Checkpoint, Hooks, fit
 
 log = logging.getLogger(__name__)
 
@@ -127,8 +127,12 @@ def asked_weights(
     return Weights(model, names, float(asked), None, seed)
 
 
-def prune_weights(recipe: Recipe, inputs: Inputs, original: nn.Module) -> Pruned:
+def prune_weights(
+    recipe: Recipe, inputs: Inputs, original: nn.Module, checkpoints: Checkpoints = NOWHERE
+) -> Pruned:
     """Zero single weights of a trained model as the recipe says. `original` is left alone.
+
+    checkpoints: trainings go on from there.
 
     Raises:
         MethodError: there is nothing to zero.
@@ -141,7 +145,8 @@ def prune_weights(recipe: Recipe, inputs: Inputs, original: nn.Module) -> Pruned
         method.begin(weights)
         try:
             label = f"Training for {method.name}"
-            _train(recipe, inputs, model, original, section.train, method, label)
+            stands = checkpoints.named("prune train")
+            _train(recipe, inputs, model, original, section.train, method, label, stands)
         finally:
             method.detach()
     rounds = section.schedule.rounds
@@ -153,7 +158,9 @@ def prune_weights(recipe: Recipe, inputs: Inputs, original: nn.Module) -> Pruned
         keeper.apply()
         kept = sum(int(mask.sum()) for mask in masks.values())
         log.info("Round %d of %d: %d weights stay", number, rounds, kept)
-        _train_on(recipe, inputs, original, method, weights, keeper, number == rounds)
+        last = number == rounds
+        checkpoint = checkpoints.named(f"round {number}")
+        _train_on(recipe, inputs, original, method, weights, keeper, last, checkpoint)
     notes = [*_notes(weights, masks), *method.notes()]
     return Pruned(model, Plan({}, {}, notes=tuple(notes)), masks=masks)
 
@@ -166,6 +173,7 @@ def _train_on(
     weights: Weights,
     keeper: MaskKeeper,
     last: bool,
+    checkpoint: Checkpoint | None,
 ) -> None:
     """What follows on zeroing weights: another training, or at least renewed statistics."""
     section, model = recipe.prune, weights.model
@@ -174,7 +182,17 @@ def _train_on(
         first = method.restart(weights, last)
         keeper.apply()
         label = "Training what is left"
-        _train(recipe, inputs, model, original, section.train, keeper, label, first_step=first)
+        _train(
+            recipe,
+            inputs,
+            model,
+            original,
+            section.train,
+            keeper,
+            label,
+            checkpoint,
+            first_step=first,
+        )
         return
     if section.recalibrate:
         recalibrate(recipe, inputs, model)
@@ -182,7 +200,17 @@ def _train_on(
     if not last and epochs > 0:
         assert recipe.finetune is not None
         label = "Training between rounds"
-        _train(recipe, inputs, model, original, recipe.finetune, keeper, label, epochs=epochs)
+        _train(
+            recipe,
+            inputs,
+            model,
+            original,
+            recipe.finetune,
+            keeper,
+            label,
+            checkpoint,
+            epochs=epochs,
+        )
 
 
 def _train(
@@ -193,6 +221,7 @@ def _train(
     section: TrainSection,
     hooks: Hooks,
     label: str,
+    checkpoint: Checkpoint | None,
     *,
     epochs: float | None = None,
     first_step: int = 0,
@@ -207,6 +236,7 @@ def _train(
         teacher=original if settings.distill else None,
         seed=recipe.seed,
         label=label,
+        checkpoint=checkpoint,
     )
 
 

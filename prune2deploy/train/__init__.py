@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prune2deploy.train.checkpoint import Checkpoint
 from prune2deploy.train.evaluation import evaluate, recalibrate_batchnorm
 from prune2deploy.train.history import EpochRecord, History
 from prune2deploy.train.loop import fit
@@ -11,6 +12,7 @@ from prune2deploy.train.tasks import TASKS, Classification, Task, distillation_l
 
 __all__ = [
     "TASKS",
+    "Checkpoint",
     "Classification",
     "Distillation",
     "EpochRecord",

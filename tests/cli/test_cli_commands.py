@@ -37,6 +37,12 @@ class Recorder:
         return call
 
 
+def pipeline(room: Room, runner: Recorder, **others: Any) -> None:
+    """Put a stand-in in the place of the pipeline."""
+    given = {"run_until": None, "outlook": None, "RunOptions": SimpleNamespace, **others}
+    room("pipeline", run_recipe=runner, **given)
+
+
 def finished(*, held: bool) -> SimpleNamespace:
     return SimpleNamespace(
         folder=Path("/runs/x"), metrics="the figures", gates_held=held, failures=[]
@@ -48,12 +54,12 @@ def test_run_prints_the_results_and_exits_by_the_gates(
     call: Call, room: Room, recipe: Path, held: bool, code: int
 ) -> None:
     runner = Recorder(finished(held=held))
-    room("pipeline", run_recipe=runner)
+    pipeline(room, runner)
     room("report", results_table=lambda metrics: f"table of {metrics}")
     result = call("run", recipe, "--set", "seed=7", "--set", "finetune={epochs: 1, lr: .1}")
     assert result.exit_code == code
     assert result.stdout == "table of the figures\nEverything is in /runs/x\n"
-    (loaded, output), _ = runner.only
+    (loaded, output, _), _ = runner.only
     assert isinstance(loaded, Recipe)
     assert loaded.seed == 7
     assert loaded.finetune is not None
@@ -66,7 +72,7 @@ def test_run_says_what_could_not_be_measured_and_how_to_catch_up(
     outcome = finished(held=False)
     outcome.failures = [SimpleNamespace(message="pi5 is off"), SimpleNamespace(message="orin too")]
     outcome.measure_rest = "prune2deploy profile ..."
-    room("pipeline", run_recipe=Recorder(outcome))
+    pipeline(room, Recorder(outcome))
     room("report", results_table=lambda metrics: f"table of {metrics}")
     result = call("run", recipe)
     assert result.exit_code == 1
@@ -79,34 +85,54 @@ def test_run_says_what_could_not_be_measured_and_how_to_catch_up(
 
 def test_run_takes_an_output_folder(call: Call, room: Room, recipe: Path) -> None:
     runner = Recorder(finished(held=True))
-    room("pipeline", run_recipe=runner)
+    pipeline(room, runner)
     room("report", results_table=str)
     call("run", recipe, "--output", "some/folder")
     assert runner.only[0][1] == Path("some/folder")
 
 
-@pytest.mark.parametrize(
-    ("options", "place"),
-    [
-        ([], "runs/recipe, or the highest-numbered folder of that name"),
-        (["--output", "here"], "here"),
-    ],
-)
-def test_an_interrupted_run_says_where_its_files_are(
-    call: Call, room: Room, recipe: Path, options: list[str], place: str
-) -> None:
-    room("pipeline", run_recipe=Recorder(KeyboardInterrupt()))
+def test_an_interrupted_run_says_how_it_goes_on(call: Call, room: Room, recipe: Path) -> None:
+    pipeline(room, Recorder(KeyboardInterrupt()))
     room("report", results_table=str)
-    result = call("run", recipe, *options)
+    result = call("run", recipe)
     assert result.exit_code == 130
-    assert f"interrupted. What was finished is kept in {place}." in result.stderr
+    said = "interrupted. What was finished is kept; the same command goes on from there."
+    assert said in result.stderr
     assert result.stdout == ""
+
+
+def test_run_can_stop_on_the_way(call: Call, room: Room, recipe: Path) -> None:
+    until = Recorder(Path("/runs/x"))
+    pipeline(room, Recorder(AssertionError()), run_until=until)
+    room("report", results_table=str)
+    result = call("run", recipe, "--until", "prune", "--from", "original")
+    assert result.stdout == "Done until prune, in /runs/x\n"
+    (_, stage, _, options), _ = until.only
+    assert stage == "prune"
+    assert options.start == "original"
+
+
+def test_a_dry_run_only_tells(call: Call, room: Room, recipe: Path) -> None:
+    stages = [
+        SimpleNamespace(stage="pretrain", what="kept", reason="nothing changed", seconds=None),
+        SimpleNamespace(stage="prune", what="run", reason="macs was 1 and is 2", seconds=65.0),
+        SimpleNamespace(stage="export", what="run", reason="it depends on prune", seconds=None),
+    ]
+    told = Recorder((Path("/runs/x"), stages))
+    pipeline(room, Recorder(AssertionError()), outlook=told)
+    room("report", results_table=str)
+    result = call("run", recipe, "--dry-run")
+    rows = [line.split("  ") for line in result.stdout.splitlines()]
+    cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    assert ["pretrain", "kept", "nothing changed"] in cells
+    assert ["prune", "run", "macs was 1 and is 2", "1 min 05 s"] in cells
+    assert ["export", "run", "it depends on prune", "unknown"] in cells
 
 
 def test_an_error_in_the_run_is_told_without_a_traceback(
     call: Call, room: Room, recipe: Path
 ) -> None:
-    room("pipeline", run_recipe=Recorder(BudgetError("cannot reach 0.01 of the MACs")))
+    pipeline(room, Recorder(BudgetError("cannot reach 0.01 of the MACs")))
     room("report", results_table=str)
     result = call("run", recipe)
     assert result.exit_code == 1

@@ -1,0 +1,309 @@
+"""What each stage of a run does. Every stage starts from what earlier ones left on disk.
+
+So a run that was stopped and went on has computed exactly what it would have without the stop.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from prune2deploy.channels import Plan, load_pruned, load_weights, save_pruned, save_weights
+from prune2deploy.devices import Devices
+from prune2deploy.latency import Campaign
+from prune2deploy.methods import METHODS
+from prune2deploy.methods.common.weights import MaskKeeper
+from prune2deploy.pipeline import folder as files
+from prune2deploy.pipeline.deploy import export_network, profile_networks
+from prune2deploy.pipeline.folder import RunFolder
+from prune2deploy.pipeline.inputs import EVALUATION_BATCH, Inputs, train_settings
+from prune2deploy.pipeline.precisions import lower_precisions
+from prune2deploy.pipeline.pruning import Checkpoints, Pruned, prune
+from prune2deploy.pipeline.record import gather_metrics
+from prune2deploy.pipeline.stages import StageRecord
+from prune2deploy.pipeline.weights import prune_weights
+from prune2deploy.recipe import Recipe, TrainSection
+from prune2deploy.report import (
+    FrozenChannels,
+    Metrics,
+    NetworkFigures,
+    PrecisionFigures,
+    Stage,
+    summary_markdown,
+)
+from prune2deploy.train import Hooks, evaluate, fit
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Job:
+    """A run while it goes on.
+
+    records: of the stages that are finished. checkpoints: where the trainings of the stage at
+    work stand. campaign: what was measured, once somebody asked.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    inputs: Inputs
+    devices: Devices
+    records: dict[str, StageRecord] = field(default_factory=dict)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    campaign: Campaign | None = None
+    _original: nn.Module | None = None
+
+    @property
+    def weights_file(self) -> str:
+        """Where the weights of the network are that comes of pruning."""
+        return files.WEIGHTS if self.recipe.finetune is None else files.CUT_WEIGHTS
+
+    def original(self) -> nn.Module:
+        """The network that is pruned, in eval mode; not to be changed."""
+        if self._original is None:
+            if self.recipe.pretrain is not None:
+                load_weights(self.inputs.model, self.folder.file(files.ORIGINAL_WEIGHTS))
+            self._original = self.inputs.model.eval()
+        return self._original
+
+    def pruned(self, weights: str) -> Pruned:
+        """The pruned network with the weights of one of the run's files, in eval mode."""
+        plan = self.folder.file(files.PLAN)
+        model = load_pruned(self.original(), self.folder.file(weights), plan).eval()
+        masks = None
+        if METHODS[self.recipe.prune.method].granularity == "weight":
+            masks = load_file(self.folder.file(files.MASKS))
+        return Pruned(model, Plan.from_json(plan.read_text(encoding="utf-8")), masks=masks)
+
+    def result(self, stage: str) -> dict[str, Any]:
+        """What a finished stage found."""
+        return self.records[stage].result
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a stage leaves: its files in the folder, and figures that JSON can hold.
+
+    whole: False: it is run again next time, for some of it could not be done.
+    """
+
+    files: list[str] = field(default_factory=list)
+    result: dict[str, Any] = field(default_factory=dict)
+    whole: bool = True
+
+
+def pretrain(job: Job) -> Done:
+    """Train the network first."""
+    assert job.recipe.pretrain is not None
+    model = job.inputs.model
+    _train(job, job.recipe.pretrain, model, None, "Training", "pretrain")
+    save_weights(model, job.folder.file(files.ORIGINAL_WEIGHTS))
+    return Done([files.ORIGINAL_WEIGHTS])
+
+
+def original(job: Job) -> Done:
+    """Judge the network that is pruned."""
+    return Done(result={"metrics": _judged(job, "original", job.original())})
+
+
+def prune_stage(job: Job) -> Done:
+    """Prune, and judge what is left."""
+    recipe = job.recipe
+    if METHODS[recipe.prune.method].granularity == "weight":
+        pruned = prune_weights(recipe, job.inputs, job.original(), job.checkpoints)
+    else:
+        pruned = prune(recipe, job.inputs, job.original(), job.checkpoints)
+    names = [job.weights_file, files.PLAN]
+    save_pruned(pruned.model, pruned.plan, *map(job.folder.file, names))
+    if pruned.masks is not None:
+        masks = job.folder.file(files.MASKS)
+        save_file({k: v.contiguous() for k, v in pruned.masks.items()}, masks)
+        names.append(files.MASKS)
+    stage = "cut" if pruned.masks is None else "zeroed"
+    graph = pruned.graph
+    return Done(
+        names,
+        {
+            "stage": stage,
+            "metrics": _judged(job, stage, pruned.model),
+            "frozen": [
+                FrozenChannels(layer=f.name, channels=f.size, reason=f.reason).model_dump()
+                for f in ([] if graph is None else graph.frozen)
+            ],
+            "unknown_ops": {} if graph is None else dict(graph.unknown_ops),
+        },
+    )
+
+
+def finetune(job: Job) -> Done:
+    """Train the pruned network."""
+    assert job.recipe.finetune is not None
+    pruned = job.pruned(files.CUT_WEIGHTS)
+    model = pruned.model
+    keeper = None if pruned.masks is None else MaskKeeper(model, pruned.masks)
+    _train(job, job.recipe.finetune, model, job.original(), "Fine-tuning", "finetune", keeper)
+    save_weights(model, job.folder.file(files.WEIGHTS))
+    return Done([files.WEIGHTS], {"metrics": _judged(job, "finetuned", model)})
+
+
+def export(job: Job) -> Done:
+    """Write both networks as ONNX files."""
+    stages = judged_stages(job)
+    networks = {
+        "original": (job.original(), stages[0]),
+        "pruned": (job.pruned(files.WEIGHTS).model, stages[-1]),
+    }
+    figures = {}
+    for name, (model, stage) in networks.items():
+        path = job.folder.file(files.ONNX[name])
+        onnx = job.recipe.export.onnx
+        figures[name] = export_network(model, path, job.inputs, onnx, stage.metrics).model_dump()
+    return Done(list(files.ONNX.values()), figures)
+
+
+def precisions(job: Job) -> Done:
+    """Write the lower precisions, and judge each."""
+    lower = job.recipe.export.lower
+    found = lower_precisions(
+        job.folder.file(files.ONNX["pruned"]),
+        {name: job.folder.file(files.PRECISIONS[name]) for name in lower},
+        job.recipe.export,
+        job.inputs,
+        [job.devices[name] for name in job.recipe.profile.on],
+        job.recipe.seed,
+    )
+    names = [files.PRECISIONS[name] for name in lower]
+    return Done(names, {"precisions": [one.model_dump() for one in found]})
+
+
+def profile(job: Job) -> Done:
+    """Measure on the devices."""
+    campaign = measured(job)
+    for failure in campaign.failures:
+        log.error("Not measured on %s: %s", failure.device, failure.message)
+    names = [f"{files.LATENCY}/{one.device}.json" for one in campaign.results]
+    return Done(names, whole=not campaign.failures)
+
+
+def measured(job: Job) -> Campaign:
+    """What was measured. Where that was done already, of the same files, it is read again."""
+    if job.campaign is None:
+        job.campaign = profile_networks(
+            onnx_files(job),
+            job.recipe.profile,
+            seed=job.recipe.seed,
+            devices=job.devices,
+            folder=job.folder.path,
+        )
+    return job.campaign
+
+
+def report(job: Job) -> Done:
+    """Write metrics.json and what is made from it."""
+    campaign = measured(job)
+    prune_result, exported = job.result("prune"), job.result("export")
+    found = job.records.get("precisions")
+    metrics = gather_metrics(
+        recipe=job.recipe,
+        inputs=job.inputs,
+        pruned=job.pruned(files.WEIGHTS),
+        frozen=[FrozenChannels(**one) for one in prune_result["frozen"]],
+        unknown_ops=prune_result["unknown_ops"],
+        before=NetworkFigures.model_validate(exported["original"]),
+        after=NetworkFigures.model_validate(exported["pruned"]),
+        precisions=[
+            PrecisionFigures.model_validate(one)
+            for one in ([] if found is None else found.result["precisions"])
+        ],
+        campaign=campaign,
+        stages=judged_stages(job),
+        seconds={name: record.seconds for name, record in job.records.items()},
+        folder=job.folder.path,
+    )
+    job.folder.write(files.METRICS, metrics.model_dump_json(indent=2) + "\n")
+    job.folder.write(files.SUMMARY, summary_markdown(metrics))
+    _log_gates(metrics)
+    return Done([files.METRICS, files.SUMMARY], whole=not campaign.failures)
+
+
+WORK: dict[str, Callable[[Job], Done]] = {
+    "pretrain": pretrain,
+    "original": original,
+    "prune": prune_stage,
+    "finetune": finetune,
+    "export": export,
+    "precisions": precisions,
+    "profile": profile,
+    "report": report,
+}
+
+
+def onnx_files(job: Job) -> dict[str, Path]:
+    """The ONNX files that are measured; the first is the baseline."""
+    found = {name: job.folder.file(file) for name, file in files.ONNX.items()}
+    for name in job.recipe.export.lower:
+        found[f"pruned {name}"] = job.folder.file(files.PRECISIONS[name])
+    return found
+
+
+def judged_stages(job: Job) -> list[Stage]:
+    """The figures on the test images over the run."""
+    found = [Stage(stage="original", metrics=job.result("original")["metrics"])]
+    cut = job.result("prune")
+    found.append(Stage(stage=cut["stage"], metrics=cut["metrics"]))
+    if "finetune" in job.records:
+        found.append(Stage(stage="finetuned", metrics=job.result("finetune")["metrics"]))
+    return found
+
+
+def _judged(job: Job, stage: str, model: nn.Module) -> dict[str, float]:
+    """Evaluate on the test images."""
+    loader = job.inputs.data.loader("test", batch_size=EVALUATION_BATCH)
+    metrics = evaluate(model, job.inputs.task, loader, label=f"Testing ({stage})")
+    log.info("%s: %s", stage, metrics)
+    plain: dict[str, float] = json.loads(json.dumps(metrics))
+    return plain
+
+
+def _train(
+    job: Job,
+    section: TrainSection,
+    model: nn.Module,
+    original: nn.Module | None,
+    label: str,
+    name: str,
+    hooks: Hooks | None = None,
+) -> None:
+    settings = train_settings(section, job.recipe.data.batch_size)
+    teacher = copy.deepcopy(original) if settings.distill else None
+    fit(
+        model,
+        job.inputs.task,
+        job.inputs.data,
+        settings,
+        hooks=hooks,
+        teacher=teacher,
+        seed=job.recipe.seed,
+        label=label,
+        checkpoint=job.checkpoints.named(name),
+    )
+
+
+def _log_gates(metrics: Metrics) -> None:
+    for gate in metrics.gates:
+        log.info(
+            "Gate %s: held %s, found %s, limit %g%s",
+            gate.name,
+            gate.held,
+            "nothing" if gate.found is None else f"{gate.found:g}",
+            gate.limit,
+            f" ({gate.note})" if gate.note else "",
+        )

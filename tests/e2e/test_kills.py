@@ -1,0 +1,179 @@
+"""A run that is killed again and again ends with the files of one that was not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from prune2deploy.pipeline import RunOptions, run_recipe, run_until
+from prune2deploy.recipe import parse_recipe
+
+RECIPE = """
+threads: 1
+model: {source: "digits:convnet", input: [1, 8, 8]}
+data: {source: digits, normalize: none, val: 0.1}
+pretrain: {epochs: 3, lr: 0.1, precision: fp32}
+prune:
+  method: ccprune
+  budget: {macs: 0.5}
+  train: {epochs: 2, lr: 0.05, precision: fp32}
+  schedule: {kind: iterative, rounds: 2, finetune_epochs: 1}
+finetune:
+  epochs: 3
+  lr: 0.05
+  precision: fp32
+  distill: {from: original}
+  early_stop: {patience: 2}
+export: {precision: [fp32, int8]}
+profile: {min_time_s: 0.2, retries: 0}
+"""
+# latency/ and what is made from it differ from measurement to measurement.
+SAME = (
+    "original.safetensors",
+    "cut.safetensors",
+    "pruned.safetensors",
+    "plan.json",
+    "original.onnx",
+    "pruned.onnx",
+    "pruned.int8.onnx",
+)
+RUN = "from prune2deploy.cli import main; main()"
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+    recipe = folder.parent / "small.yaml"
+    recipe.write_text(RECIPE)
+    args = ["run", str(recipe), "--output", str(folder), "--checkpoint-every", "0.05", *more]
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+def finish(folder: Path, *more: str) -> str:
+    process = start(folder, *more)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for_work(folder: Path, process: subprocess.Popen[str]) -> None:
+    """Until the process is past its start: the log grows."""
+    log = folder / "run.log"
+    before = log.stat().st_size if log.exists() else 0
+    while process.poll() is None and (not log.exists() or log.stat().st_size == before):
+        time.sleep(0.01)
+
+
+def killed(folder: Path, seconds: float) -> bool:
+    """Run for so long after the start, then kill -9; False: it was finished before that."""
+    process = start(folder)
+    wait_for_work(folder, process)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in SAME}
+
+
+def figures(folder: Path) -> list[object]:
+    metrics = json.loads((folder / "metrics.json").read_text())
+    keys = ("stages", "before", "after", "precisions", "pruning", "data", "model")
+    return [metrics[key] for key in keys]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed. Alone in its folder, so that nobody takes stages from it."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    finish(folder)
+    assert not (folder / "work").exists()
+    return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As the recipe wants it, and as it was afterwards."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_three_kills(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    for seconds in (0.3, 1.0, 3.0):
+        killed(folder, seconds)
+    output = finish(folder)
+    assert "pretrain: kept" in output
+    assert hashes(folder) == hashes(whole)
+    assert figures(folder) == figures(whole)
+    assert not list(folder.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_25_kills_at_random_moments(whole: Path, tmp_path: Path) -> None:
+    rng = random.Random(1)
+    kills = 0
+    number = 0
+    finished_stages: set[int] = set()
+    while kills < 25:
+        number += 1
+        folder = tmp_path / f"alone-{number}" / "run"
+        folder.parent.mkdir()
+        while killed(folder, rng.uniform(0, rng.choice([0.3, 1, 5]))):
+            kills += 1
+            finished_stages.add(len(list((folder / "stages").glob("*.json"))))
+        assert hashes(folder) == hashes(whole)
+        assert figures(folder) == figures(whole)
+    assert len(finished_stages) >= 5, "kills should meet many stages"
+
+
+def test_a_damaged_file_is_made_again(whole: Path, tmp_path: Path, one_thread: None) -> None:
+    folder, said = tmp_path / "run", list[str]()
+    recipe = parse_recipe(RECIPE, tmp_path / "small.yaml")
+    run_until(recipe, "finetune", folder)
+    weights = folder / "pruned.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    record = folder / "stages" / "prune.json"
+    record.write_bytes(record.read_bytes()[:-20])
+    run_recipe(recipe, folder, RunOptions(say=said.append))
+    output = "\n".join(said)
+    assert "prune: run, because its record prune.json is damaged" in output
+    assert "finetune: run, because its file pruned.safetensors is not as it was" in output
+    assert "pretrain: kept" in output
+    assert hashes(folder) == hashes(whole)
+
+
+def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    first = start(folder)
+    wait_for_work(folder, first)
+    second = start(folder)
+    output, _ = second.communicate(timeout=60)
+    first.kill()
+    first.communicate()
+    assert second.returncode == 1
+    assert f"Another run is at work in {folder} (process {first.pid})" in output
+    assert "Traceback" not in output
