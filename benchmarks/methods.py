@@ -148,7 +148,7 @@ def trained_from_scratch(
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
     section = recipe.finetune.model_copy(update={"epochs": 2 * arguments.epochs, "lr": 0.1})
-    fit(model, inputs.task, inputs.data, train_settings(section, recipe.data.batch_size), seed=seed)
+    fit(model, inputs.task, inputs.data, train_settings(section, recipe), seed=seed)
     loader = inputs.data.loader("test", batch_size=EVALUATION_BATCH)
     return evaluate(model, inputs.task, loader)[inputs.task.metric]
 

@@ -16,6 +16,7 @@ from prune2deploy.devices import Devices
 from prune2deploy.methods import METHODS
 from prune2deploy.pipeline.folder import sha256_of
 from prune2deploy.pipeline.inputs import Inputs
+from prune2deploy.pipeline.processes import trains
 from prune2deploy.recipe import Recipe
 from prune2deploy.recipe.sources import python_file
 
@@ -113,7 +114,8 @@ def depends_of(
     """
     kind = KINDS[stage]
     found = dict(_inputs(recipe, inputs))
-    for key in (*kind.recipe, *_more_of_the_recipe(stage, recipe)):
+    more = ("train",) if trains(stage, recipe) else ()
+    for key in (*kind.recipe, *more, *_more_of_the_recipe(stage, recipe)):
         found.update(_flat(f"recipe {key}", _at(recipe, key)))
     found["code"] = code_of(kind.rooms)
     found.update({f"package {name}": _version(name) for name in kind.packages})

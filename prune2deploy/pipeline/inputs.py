@@ -92,14 +92,14 @@ def open_recipe_data(recipe: Recipe) -> DataSource:
 
 
 def train_settings(
-    section: TrainSection, batch_size: int, epochs: float | None = None
+    section: TrainSection, recipe: Recipe, epochs: float | None = None
 ) -> TrainSettings:
     """Turn a section into settings; `epochs` replaces the section's own (between rounds)."""
     length = section.epochs if epochs is None else epochs
     return TrainSettings(
         epochs=length,
         lr=section.lr,
-        batch_size=batch_size,
+        batch_size=recipe.data.batch_size,
         schedule=section.schedule,
         # A shorter run has a shorter warm-up, in proportion.
         warmup_epochs=section.warmup_epochs * length / section.epochs,
@@ -117,4 +117,8 @@ def train_settings(
         precision=section.precision,
         early_stop_patience=section.early_stop.patience if section.early_stop else None,
         grad_clip=section.grad_clip,
+        accelerator=recipe.train.accelerator,
+        devices=recipe.train.devices,
+        num_nodes=recipe.train.num_nodes,
+        strategy=recipe.train.strategy,
     )

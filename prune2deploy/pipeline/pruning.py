@@ -274,7 +274,7 @@ def _train_with_hooks(
 ) -> None:
     assert recipe.prune.train is not None
     method.attach(graph)
-    settings = train_settings(recipe.prune.train, recipe.data.batch_size)
+    settings = train_settings(recipe.prune.train, recipe)
     try:
         fit(
             model,
@@ -302,7 +302,7 @@ def _train_between(
     """Train between two rounds; a method that was trained with its hooks goes on with them."""
     assert recipe.finetune is not None
     epochs = recipe.prune.schedule.finetune_epochs
-    settings = train_settings(recipe.finetune, recipe.data.batch_size, epochs)
+    settings = train_settings(recipe.finetune, recipe, epochs)
     hooked = recipe.prune.train is not None
     if hooked:
         method.attach(trace(model, inputs.example, recipe.prune.exclude))

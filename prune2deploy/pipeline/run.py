@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import shutil
@@ -21,8 +22,14 @@ from prune2deploy.pipeline.depends import KINDS, depends_of, stages_of
 from prune2deploy.pipeline.deploy import devices_for, measure_rest_command
 from prune2deploy.pipeline.folder import RunFolder
 from prune2deploy.pipeline.inputs import open_inputs
+from prune2deploy.pipeline.processes import (
+    is_follower,
+    started_from_outside,
+    trains,
+    wait_for,
+)
 from prune2deploy.pipeline.pruning import Checkpoints
-from prune2deploy.pipeline.stages import StageRecord, StageStore, key_of, read_record
+from prune2deploy.pipeline.stages import StageRecord, StageStore, key_of, read_record, usable
 from prune2deploy.pipeline.work import WORK, Job, onnx_files
 from prune2deploy.recipe import Recipe, dump_recipe
 from prune2deploy.report import GateResult, LatencyFailure, Metrics
@@ -189,6 +196,11 @@ def _begin(
             raise RecipeError(
                 f"{option} {name}: this recipe has no such stage. {nearest_name_hint(name, stages)}"
             )
+    if options.start is not None and started_from_outside():
+        raise RecipeError(
+            "--from is for a run that starts its processes itself. Leave torchrun out, or remove "
+            "the stages' records from the run's folder."
+        )
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     devices = devices_for(recipe.profile)
@@ -212,7 +224,13 @@ def _found(going: _Going, stage: str, depends: dict[str, str]) -> tuple[StageRec
 def _go(going: _Going) -> None:
     """Do every stage that has to be done."""
     folder, recipe = going.job.folder, going.job.recipe
+    if is_follower():
+        _follow(going)
+        # Whatever the program does next, the first process does it.
+        raise SystemExit(0)
     with folder.alone(), folder.logging():
+        for stage in going.forced:
+            going.store.forget(stage)
         log.info("prune2deploy %s, recipe '%s'", __version__, recipe.name)
         folder.write(files.RECIPE, dump_recipe(recipe))
         try:
@@ -221,6 +239,25 @@ def _go(going: _Going) -> None:
         except BaseException as err:
             log.error("Stopped: %s: %s", type(err).__name__, err)
             raise
+
+
+def _follow(going: _Going) -> None:
+    """Take part in the trainings of the first process."""
+    job = going.job
+    job.follower = True
+    training = [stage for stage in going.stages if trains(stage, job.recipe)]
+    for stage in going.stages[: going.stages.index(training[-1]) + 1] if training else []:
+        depends = going.depends(stage)
+        found = going.store.find(stage, depends).record
+        if found is None and stage in training:
+            _prepare(going, stage, depends)
+            WORK[stage](job)
+        find = functools.partial(_own_record, going, stage, depends)
+        job.records[stage] = wait_for(find, stage)
+
+
+def _own_record(going: _Going, stage: str, depends: dict[str, str]) -> StageRecord | None:
+    return usable(going.job.folder.path, stage, depends)[0]
 
 
 def _done(going: _Going, stage: str) -> StageRecord:
@@ -241,11 +278,9 @@ def _run(going: _Going, stage: str, depends: dict[str, str]) -> StageRecord:
     """Run a stage and record it; one that is not whole is recorded for this run only."""
     job = going.job
     log.info("Stage: %s", stage)
-    _seed(seed_from(job.recipe.seed, "stage", stage))
-    work = job.folder.file(files.WORK)
-    job.checkpoints = Checkpoints(work, key_of(depends), going.options.checkpoint_s)
+    _prepare(going, stage, depends)
     if stage in going.forced:
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(job.folder.file(files.WORK), ignore_errors=True)
         if stage == "profile":
             _set_measurements_aside(job.folder)
     start = time.perf_counter()
@@ -255,6 +290,12 @@ def _run(going: _Going, stage: str, depends: dict[str, str]) -> StageRecord:
     if not done.whole:
         going.store.forget(stage)
     return record
+
+
+def _prepare(going: _Going, stage: str, depends: dict[str, str]) -> None:
+    _seed(seed_from(going.job.recipe.seed, "stage", stage))
+    work = going.job.folder.file(files.WORK)
+    going.job.checkpoints = Checkpoints(work, key_of(depends), going.options.checkpoint_s)
 
 
 def _set_measurements_aside(folder: RunFolder) -> None:

@@ -226,7 +226,7 @@ def _train(
     epochs: float | None = None,
     first_step: int = 0,
 ) -> None:
-    settings = train_settings(section, recipe.data.batch_size, epochs)
+    settings = train_settings(section, recipe, epochs)
     fit(
         model,
         inputs.task,

@@ -49,7 +49,8 @@ class Job:
     """A run while it goes on.
 
     records: of the stages that are finished. checkpoints: where the trainings of the stage at
-    work stand. campaign: what was measured, once somebody asked.
+    work stand. campaign: what was measured, once somebody asked. follower: another process does the
+    same, and this one writes nothing.
     """
 
     recipe: Recipe
@@ -59,6 +60,7 @@ class Job:
     records: dict[str, StageRecord] = field(default_factory=dict)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     campaign: Campaign | None = None
+    follower: bool = False
     _original: nn.Module | None = None
 
     @property
@@ -105,7 +107,8 @@ def pretrain(job: Job) -> Done:
     assert job.recipe.pretrain is not None
     model = job.inputs.model
     _train(job, job.recipe.pretrain, model, None, "Training", "pretrain")
-    save_weights(model, job.folder.file(files.ORIGINAL_WEIGHTS))
+    if not job.follower:
+        save_weights(model, job.folder.file(files.ORIGINAL_WEIGHTS))
     return Done([files.ORIGINAL_WEIGHTS])
 
 
@@ -121,6 +124,8 @@ def prune_stage(job: Job) -> Done:
         pruned = prune_weights(recipe, job.inputs, job.original(), job.checkpoints)
     else:
         pruned = prune(recipe, job.inputs, job.original(), job.checkpoints)
+    if job.follower:
+        return Done()
     names = [job.weights_file, files.PLAN]
     save_pruned(pruned.model, pruned.plan, *map(job.folder.file, names))
     if pruned.masks is not None:
@@ -150,6 +155,8 @@ def finetune(job: Job) -> Done:
     model = pruned.model
     keeper = None if pruned.masks is None else MaskKeeper(model, pruned.masks)
     _train(job, job.recipe.finetune, model, job.original(), "Fine-tuning", "finetune", keeper)
+    if job.follower:
+        return Done()
     save_weights(model, job.folder.file(files.WEIGHTS))
     return Done([files.WEIGHTS], {"metrics": _judged(job, "finetuned", model)})
 
@@ -282,7 +289,7 @@ def _train(
     name: str,
     hooks: Hooks | None = None,
 ) -> None:
-    settings = train_settings(section, job.recipe.data.batch_size)
+    settings = train_settings(section, job.recipe)
     teacher = copy.deepcopy(original) if settings.distill else None
     fit(
         model,

@@ -19,7 +19,7 @@ from prune2deploy.recipe.sections import (
     Statistics,
 )
 from prune2deploy.recipe.sources import TASK_NAMES, check_source
-from prune2deploy.recipe.training import TrainSection
+from prune2deploy.recipe.training import ProcessesSection, TrainSection
 from prune2deploy.yaml_text import Key
 
 _NAMED_STATISTICS_CHANNELS = 3
@@ -47,6 +47,9 @@ class Recipe(Section):
     pretrain: TrainSection | None = Field(
         default=None,
         description="Train the network first; 'before' is then the network after this.",
+    )
+    train: ProcessesSection = Field(
+        default=ProcessesSection(), description="Where all trainings of the recipe run."
     )
     prune: PruneSection = Field(description="What is removed.")
     finetune: TrainSection | None = Field(
@@ -90,6 +93,7 @@ class Recipe(Section):
             *self._training_problems(),
             *self._weights_problems(),
             *self._image_problems(),
+            *self._process_problems(),
         ]
         wanted = self.gates.precision
         if wanted not in (None, "fp32", *self.export.precision):
@@ -118,6 +122,18 @@ class Recipe(Section):
             ("finetune",): self.finetune,
         }
         return {key: run for key, run in runs.items() if run is not None}
+
+    def _process_problems(self) -> list[tuple[Key, str]]:
+        """A device is measured by one process, and a training within prune is by all."""
+        prune = self.prune
+        trains = prune.train is not None or prune.schedule.rounds > 1
+        if self.train.several and trains and prune.budget.timed:
+            text = (
+                "trains in several processes, and the same stage measures for a budget of time. "
+                "Train for pruning in one process, or use a budget of macs"
+            )
+            return [(("train", "devices"), text)]
+        return []
 
     def _training_problems(self) -> list[tuple[Key, str]]:
         problems: list[tuple[Key, str]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -33,6 +33,30 @@ class EarlyStopSection(Section):
     """Stop when the validation metric no longer improves; the best weights are kept."""
 
     patience: int = Field(ge=1, description="Epochs without improvement before stopping.")
+
+
+class ProcessesSection(Section):
+    """Where all trainings of the recipe run, in the words of Lightning Fabric.
+
+    With several devices or nodes `prune2deploy run` starts the other processes itself; `torchrun`
+    and `fabric run` start all of them.
+    """
+
+    accelerator: str = Field(
+        default="auto", description="cpu, cuda or mps; auto: a GPU if there is one."
+    )
+    devices: Annotated[int, Field(ge=1)] | str = Field(
+        default=1, description="Devices per node: how many, their numbers ('0,2'), or auto: all."
+    )
+    num_nodes: int = Field(default=1, ge=1, description="Machines that train together.")
+    strategy: str = Field(
+        default="auto", description="How they train together, such as ddp; auto: as it fits."
+    )
+
+    @property
+    def several(self) -> bool:
+        """Whether more than one process may train."""
+        return self.num_nodes > 1 or str(self.devices) != "1"
 
 
 class TrainSection(Section):

@@ -301,7 +301,7 @@ class _Run:
         self.optimizer.zero_grad()
         with _small_batch_explained(len(images)):
             loss = self.loss(images, targets)
-        self.engine.backward(loss)
+        self.engine.backward(loss * self.weight(len(images)))
         if self.hooks is not None:
             self.hooks.after_backward()
         if self.settings.grad_clip is not None:
@@ -310,6 +310,16 @@ class _Run:
         if self.hooks is not None:
             self.hooks.after_step(self.where())
         return loss.detach()
+
+    def weight(self, images: int) -> float:
+        """Return what the loss of this process counts in the mean over all of them.
+
+        The last batch of an epoch may not be shared out evenly.
+        """
+        if self.engine.ranks == 1 or self.step_number % self.epoch_steps:
+            return 1.0
+        everybodys = self.engine.sum_over_ranks(torch.tensor(images, device=self.engine.device))
+        return images * self.engine.ranks / everybodys
 
     def where(self) -> Step:
         """Return where the training stands, after a step."""

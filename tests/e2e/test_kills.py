@@ -88,8 +88,9 @@ def killed(folder: Path, seconds: float) -> bool:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    return process.returncode == -signal.SIGKILL
+    output, _ = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), output
+    return process.returncode != 0
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -66,7 +66,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
     recipe = recipe_of("l1", tmp_path_factory.mktemp("trained"))
     inputs = open_inputs(recipe)
     assert recipe.pretrain is not None
-    settings = train_settings(recipe.pretrain, recipe.data.batch_size)
+    settings = train_settings(recipe.pretrain, recipe)
     fit(inputs.model, inputs.task, inputs.data, settings, seed=0)
     assert top1(inputs, inputs.model) > 93
     return inputs.model
@@ -95,7 +95,7 @@ def test_it_trains_cuts_fine_tunes_and_exports(
         result.model,
         inputs.task,
         inputs.data,
-        train_settings(recipe.finetune, recipe.data.batch_size),
+        train_settings(recipe.finetune, recipe),
         seed=0,
     )
     found = top1(inputs, result.model)

@@ -76,7 +76,7 @@ def trained(
             model,
             inputs.task,
             inputs.data,
-            train_settings(recipe.prune.train, recipe.data.batch_size),
+            train_settings(recipe.prune.train, recipe),
             hooks=method,
             seed=3,
             checkpoint=checkpoint,
