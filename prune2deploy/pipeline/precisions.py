@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from prune2deploy import progress
 from prune2deploy.data import Loader
 from prune2deploy.devices import CommonSettings
 from prune2deploy.errors import ExportError
+from prune2deploy.export import export_model_file, fold_batchnorm, onnx_metadata
 from prune2deploy.export.parity import OnnxModel
 from prune2deploy.export.precision import (
+    Runtime,
     compare_files,
     precision_of,
+    round_like,
     to_fp16,
     to_int8,
     to_int8_within,
@@ -58,6 +62,10 @@ def onnx_metrics(path: Path, inputs: Inputs, loader: Loader, label: str) -> dict
         return inputs.task.evaluate(predict, loader)
 
 
+Train = Callable[[nn.Module], None]
+"""Trains a network that computes with int8's rounding, in place."""
+
+
 def lower_precisions(
     source: Path,
     targets: Mapping[str, Path],
@@ -65,12 +73,16 @@ def lower_precisions(
     inputs: Inputs,
     devices: Sequence[CommonSettings],
     seed: int,
+    model: nn.Module,
+    train: Train | None = None,
 ) -> list[PrecisionFigures]:
     """Write the files that the recipe asks for beside fp32, and judge each.
 
     Args:
         source: the pruned network in fp32. targets: where each precision goes.
         devices: those that the network is measured on, for they decide the kind of int8.
+        model: the network that `source` was exported from; left alone.
+        train: for quantization-aware fine-tuning; None: there is none.
 
     Raises:
         ExportError: a file cannot be made, or no int8 version is good enough.
@@ -81,48 +93,117 @@ def lower_precisions(
         with progress.task(f"Writing {precision}"):
             if precision == "fp16":
                 kept = dict(to_fp16(source, target, batches=images).kept)
+                found.append(_figures(precision, source, target, inputs, kept))
+                continue
+            int8 = _Int8(source, section, inputs, images, _kind(devices), seed)
+            untrained = None
+            if train is None or not int8.needs_training():
+                kept = int8.write(source, target)
             else:
-                kept = _int8(source, target, section, inputs, images, devices, seed)
-        found.append(_figures(precision, source, target, inputs, kept))
+                untrained, kept = int8.write_trained(model, train, target)
+        figures = _figures(precision, source, target, inputs, kept)
+        found.append(figures.model_copy(update={"without_training": untrained}))
     return found
 
 
-def _int8(
-    source: Path,
-    target: Path,
-    section: ExportSection,
-    inputs: Inputs,
-    images: Sequence[NDArray[np.float32]],
-    devices: Sequence[CommonSettings],
-    seed: int,
-) -> dict[str, str]:
-    """Write the int8 file; returns the layers that had to stay fp32, and what they cost."""
-    options = section.int8
-    runtime: Literal["onnxruntime", "tensorrt"] = (
-        "tensorrt" if any(one.runtime in NVIDIA for one in devices) else "onnxruntime"
-    )
-    if options.allowed_drop is None:
-        to_int8(source, target, batches=images, method=options.calibration, runtime=runtime)
-        return {}
-    sign = 1.0 if inputs.task.higher_is_better else -1.0
+def _kind(devices: Sequence[CommonSettings]) -> Runtime:
+    return "tensorrt" if any(one.runtime in NVIDIA for one in devices) else "onnxruntime"
 
-    def judge(path: Path) -> float:
-        loader = _judging(inputs, seed)
-        return sign * onnx_metrics(path, inputs, loader, "Trying int8")[inputs.task.metric]
 
-    held = to_int8_within(
-        source,
-        target,
-        judge=judge,
-        floor=judge(source) - options.allowed_drop,
-        batches=images,
-        method=options.calibration,
-        runtime=runtime,
-    )
-    return {
-        one.layer: f"alone in int8 it changes the outputs by {one.rms_rel_diff:.1%}"
-        for one in held.given_back
-    }
+@dataclass(frozen=True)
+class _Int8:
+    """How int8 files are made and judged in one run."""
+
+    source: Path
+    section: ExportSection
+    inputs: Inputs
+    images: Sequence[NDArray[np.float32]]
+    runtime: Runtime
+    seed: int
+
+    def judge(self, path: Path) -> float:
+        """The metric on images that are not for figures, higher is better."""
+        task = self.inputs.task
+        loader = _judging(self.inputs, self.seed)
+        value = onnx_metrics(path, self.inputs, loader, "Trying int8")[task.metric]
+        return value if task.higher_is_better else -value
+
+    def floor(self) -> float:
+        """What an int8 file must reach."""
+        assert self.section.int8.allowed_drop is not None
+        return self.judge(self.source) - self.section.int8.allowed_drop
+
+    def all_in_int8(self, source: Path, target: Path) -> None:
+        """Write a file with all layers in int8, however good."""
+        method = self.section.int8.calibration
+        to_int8(source, target, batches=self.images, method=method, runtime=self.runtime)
+
+    def needs_training(self) -> bool:
+        """Whether int8 loses too much without it, or the recipe wants it in any case."""
+        if self.section.int8.finetune_when == "always":
+            return True
+        with tempfile.TemporaryDirectory(prefix="prune2deploy-") as folder:
+            path = Path(folder) / "int8.onnx"
+            self.all_in_int8(self.source, path)
+            reached, floor = self.judge(path), self.floor()
+        log.info("int8 without training reaches %.4g, %.4g is needed", reached, floor)
+        return reached < floor
+
+    def write(self, source: Path, target: Path) -> dict[str, str]:
+        """Write the int8 file; returns the layers that had to stay fp32, and what they cost."""
+        if self.section.int8.allowed_drop is None:
+            self.all_in_int8(source, target)
+            return {}
+        held = to_int8_within(
+            source,
+            target,
+            judge=self.judge,
+            floor=self.floor(),
+            batches=self.images,
+            method=self.section.int8.calibration,
+            runtime=self.runtime,
+        )
+        return {
+            one.layer: f"alone in int8 it changes the outputs by {one.rms_rel_diff:.1%}"
+            for one in held.given_back
+        }
+
+    def write_trained(
+        self, model: nn.Module, train: Train, target: Path
+    ) -> tuple[dict[str, float], dict[str, str]]:
+        """Train with int8's rounding, then write the int8 file.
+
+        Returns:
+            What int8 measures on the test images without the training, and what stayed fp32.
+        """
+        inputs, onnx = self.inputs, self.section.onnx
+        with tempfile.TemporaryDirectory(prefix="prune2deploy-") as folder:
+            path = Path(folder) / "int8.onnx"
+            self.all_in_int8(self.source, path)
+            test = inputs.data.loader("test", batch_size=EVALUATION_BATCH)
+            untrained = onnx_metrics(path, inputs, test, "Testing (int8, untrained)")
+            aware = fold_batchnorm(model, inputs.example)
+            rounding = round_like(aware, self.source, path)
+            train(aware)
+            rounding.remove()
+            trained = Path(folder) / "trained.onnx"
+            export_model_file(
+                aware,
+                trained,
+                input_shape=inputs.data.input_shape,
+                batch=onnx.batch,
+                opset=onnx.opset,
+                simplify=onnx.simplify,
+                tolerance=onnx.tolerance,
+                outputs=inputs.task.outputs,
+                metadata=onnx_metadata(
+                    input_shape=inputs.data.input_shape,
+                    classes=inputs.data.classes,
+                    mean=inputs.data.mean,
+                    std=inputs.data.std,
+                ),
+            )
+            return untrained, self.write(trained, target)
 
 
 def _images(inputs: Inputs, count: int, seed: int) -> list[NDArray[np.float32]]:

@@ -9,7 +9,7 @@ import copy
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from prune2deploy.report import (
     Stage,
     summary_markdown,
 )
-from prune2deploy.train import Hooks, evaluate, fit
+from prune2deploy.train import Hooks, TrainSettings, evaluate, fit
 
 log = logging.getLogger(__name__)
 
@@ -178,14 +178,33 @@ def export(job: Job) -> Done:
 
 def precisions(job: Job) -> Done:
     """Write the lower precisions, and judge each."""
-    lower = job.recipe.export.lower
+    recipe = job.recipe
+    lower, section = recipe.export.lower, recipe.export.int8.finetune
+    pruned = job.pruned(files.WEIGHTS)
+
+    def train(model: nn.Module) -> None:
+        assert section is not None
+        # In one process: the others do not know whether it is needed. In fp32: bf16 would
+        # round more than int8 does.
+        precision = "fp32" if section.precision == "auto" else section.precision
+        settings = replace(
+            train_settings(section, recipe),
+            precision=precision,
+            devices=1,
+            num_nodes=1,
+            strategy="auto",
+        )
+        _fit(job, settings, model, job.original(), "Fine-tuning for int8", "int8")
+
     found = lower_precisions(
         job.folder.file(files.ONNX["pruned"]),
         {name: job.folder.file(files.PRECISIONS[name]) for name in lower},
-        job.recipe.export,
+        recipe.export,
         job.inputs,
-        [job.devices[name] for name in job.recipe.profile.on],
-        job.recipe.seed,
+        [job.devices[name] for name in recipe.profile.on],
+        recipe.seed,
+        pruned.model,
+        None if section is None else train,
     )
     names = [files.PRECISIONS[name] for name in lower]
     return Done(names, {"precisions": [one.model_dump() for one in found]})
@@ -289,7 +308,18 @@ def _train(
     name: str,
     hooks: Hooks | None = None,
 ) -> None:
-    settings = train_settings(section, job.recipe)
+    _fit(job, train_settings(section, job.recipe), model, original, label, name, hooks)
+
+
+def _fit(
+    job: Job,
+    settings: TrainSettings,
+    model: nn.Module,
+    original: nn.Module | None,
+    label: str,
+    name: str,
+    hooks: Hooks | None = None,
+) -> None:
     teacher = copy.deepcopy(original) if settings.distill else None
     fit(
         model,

@@ -123,7 +123,7 @@ def _unknown_key(key: Key, data: Mapping[str, Any]) -> str:
     else:
         known = list(_keys(_model_at(key[:-1])))
     homes = [".".join(place) for place in _places(Recipe) if place[-1] == name]
-    if homes and len(homes) <= 3 and name not in known:
+    if homes and len(homes) <= 4 and name not in known:
         return f"unknown key here; it belongs at {' or '.join(homes)}"
     return f"unknown key. {nearest_name_hint(name, known)}"
 

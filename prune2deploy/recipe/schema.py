@@ -120,6 +120,7 @@ class Recipe(Section):
             ("pretrain",): self.pretrain,
             ("prune", "train"): self.prune.train,
             ("finetune",): self.finetune,
+            ("export", "int8", "finetune"): self.export.int8.finetune,
         }
         return {key: run for key, run in runs.items() if run is not None}
 

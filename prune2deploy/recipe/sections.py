@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag, field_validator
 
 from prune2deploy.recipe.fields import Section
 from prune2deploy.recipe.sources import DATA_KINDS, DATA_NAMES, MODEL_KINDS, check_source
+from prune2deploy.recipe.training import TrainSection
 from prune2deploy.yaml_text import Key
 
 Positive = Annotated[int, Field(ge=1)]
@@ -184,6 +185,29 @@ class Int8Section(Section):
         "there are none) up to which int8 is good enough; layers that lose most stay fp32 until "
         "it is. Empty: no limit.",
     )
+    finetune: TrainSection | None = Field(
+        default=None,
+        description="Quantization-aware fine-tuning: the pruned network is trained as int8 "
+        "computes it, and quantized once more. precision: auto is fp32 here.",
+    )
+    finetune_when: Literal["needed", "always"] = Field(
+        default="needed",
+        description="needed: only if int8 loses more than allowed_drop without it.",
+    )
+
+    def misfits(self) -> list[tuple[Key, str]]:
+        """What decides whether to train."""
+        if self.finetune is None and self.finetune_when != "needed":
+            return [(("finetune_when",), "is for a finetune beside it; write one, or remove it")]
+        if self.finetune is not None and self.finetune_when == "needed" and not self.limited:
+            text = "is needed when int8 loses more than allowed_drop, which is empty. Write always"
+            return [(("finetune_when",), text)]
+        return []
+
+    @property
+    def limited(self) -> bool:
+        """Whether int8 may lose so much and no more."""
+        return self.allowed_drop is not None
 
 
 class ExportSection(Section):
@@ -202,6 +226,12 @@ class ExportSection(Section):
     @classmethod
     def _one_precision_is_a_list_too(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    def misfits(self) -> list[tuple[Key, str]]:
+        """int8's training without int8."""
+        if self.int8.finetune is not None and "int8" not in self.precision:
+            return [(("int8", "finetune"), "is for int8, and export.precision does not name it")]
+        return []
 
     @property
     def lower(self) -> tuple[str, ...]:

@@ -64,6 +64,11 @@ class PrecisionFigures(_Record):
         description="Convolutions and matrix products by the precision they compute in."
     )
     kept: dict[str, str] = Field(description="Layers that stay in fp32, and why.")
+    without_training: dict[str, float] | None = Field(
+        default=None,
+        description="On the test images, had it not been trained for; null: it was not, the "
+        "figures are those of quantization after training.",
+    )
     max_rel_difference: float = Field(
         description="Largest difference from the fp32 file over the largest output of the batch."
     )

@@ -63,6 +63,11 @@ def _precision_rows(metrics: Metrics, one: PrecisionFigures) -> list[Row]:
             percent_change(before.onnx_bytes, one.onnx_bytes),
         ),
     ]
+    if one.without_training is not None:
+        untrained = one.without_training[name]
+        change = f"{untrained - old:+.2f}"
+        what = f"{one.precision} without its training: {_IN_WORDS.get(name, name)}"
+        rows.append((what, f"{old:.2f}", f"{untrained:.2f}", change))
     for measured in metrics.latency:
         model = f"pruned {one.precision}"
         place = [found["name"] for found in measured["latencies"]].index(model)

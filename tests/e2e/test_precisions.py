@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prune2deploy.export.precision import precision_of
-from prune2deploy.pipeline import RunResult, run_recipe
+from prune2deploy.pipeline import RunResult, run_recipe, run_until
 from prune2deploy.recipe import load_recipe
 
 QUICKSTART = Path(__file__).parents[2] / "recipes/quickstart.yaml"
@@ -64,6 +64,27 @@ def test_gates_look_at_the_last_one(result: RunResult) -> None:
     assert size.found == result.metrics.precisions[1].onnx_bytes / 1e6
     text = (result.folder / "summary.md").read_text()
     assert "int8: accuracy (top-1), %" in text
+
+
+def test_int8_can_be_trained_for(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        QUICKSTART,
+        [
+            *SHORT,
+            "export.precision=int8",
+            "export.int8.finetune={epochs: 1, lr: 0.001}",
+            "export.int8.finetune_when=always",
+            "gates={}",
+        ],
+    )
+    folder = run_until(recipe, "precisions", tmp_path / "run")
+    record = json.loads((folder / "stages" / "precisions.json").read_text())
+    (int8,) = record["result"]["precisions"]
+    assert int8["layers"]["fp32"] == 0
+    assert int8["without_training"]["top1"] > 80
+    assert int8["metrics"]["top1"] > 80
+    assert "Fine-tuning for int8: epoch 1" in (folder / "run.log").read_text()
+    assert precision_of(folder / "pruned.int8.onnx")["int8"].layers > 0
 
 
 @pytest.mark.slow  # a minute or two: it measures layers in many widths

@@ -208,7 +208,7 @@ def test_missing_files_are_named_with_the_line_that_names_them(good: str, tmp_pa
         f"{path}:4: data.root: no such file or folder: {tmp_path}/x.npz",
         f"{path}:14: task: no such file: {tmp_path}/t.py",
         f"{path}:15: lr: unknown key here; it belongs at pretrain.lr or prune.train.lr or "
-        "finetune.lr",
+        "finetune.lr or export.int8.finetune.lr",
     ]
 
 

@@ -1,6 +1,7 @@
 """Lower precision, made in the ONNX file: fp16 and int8, and what they cost."""
 
 from prune2deploy.export.precision.activations import Images, Statistics, collect
+from prune2deploy.export.precision.aware import Rounding, round_like
 from prune2deploy.export.precision.calibration import Calibration, Method, calibrate, ranges_from
 from prune2deploy.export.precision.comparison import Deviation, compare_files, top1_agreement
 from prune2deploy.export.precision.counts import LayerCount, Precision, precision_of
@@ -26,6 +27,7 @@ __all__ = [
     "Method",
     "Precision",
     "QuantizedResult",
+    "Rounding",
     "Runtime",
     "Statistics",
     "calibrate",
@@ -33,6 +35,7 @@ __all__ = [
     "compare_files",
     "precision_of",
     "ranges_from",
+    "round_like",
     "sensitivity",
     "to_fp16",
     "to_int8",
