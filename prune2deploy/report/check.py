@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group as Stack
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -43,14 +42,14 @@ class CheckReport:
 
 def check_table(report: CheckReport) -> Stack:
     """The facts, the costs before and after, and the groups with their widths."""
-    facts = Table(title=escape(report.name), title_justify="left", show_header=False)
+    facts = Table(title=Text(report.name), title_justify="left", show_header=False)
     facts.add_column()
     facts.add_column()
     images = ", ".join(f"{split} {count}" for split, count in report.images.items() if count)
-    facts.add_row("model", escape(f"{report.source}, returns {report.output}"))
+    facts.add_row("model", Text(f"{report.source}, returns {report.output}"))
     facts.add_row("images", images)
     if report.classes is not None:
-        facts.add_row("classes", escape(_named(report.classes)))
+        facts.add_row("classes", Text(_named(report.classes)))
     if report.layers:
         return Stack(facts, *_weights(report))
     for name, (old, new) in (("MACs", report.macs), ("parameters", report.params)):
@@ -63,7 +62,7 @@ def check_table(report: CheckReport) -> Stack:
     for heading in ("group", "channels", "kept"):
         widths.add_column(heading, justify="left" if heading == "group" else "right")
     for choice in report.plan.choices:
-        widths.add_row(escape(choice.group), str(choice.channels), str(choice.kept))
+        widths.add_row(Text(choice.group), str(choice.channels), str(choice.kept))
     parts: list[Any] = [facts, widths]
     if report.method != "l1":
         text = f"Widths are those of filter norms; {report.method} will choose its own."
@@ -78,7 +77,7 @@ def _weights(report: CheckReport) -> list[Any]:
     for heading in ("layer", "weights", "not zero"):
         table.add_column(heading, justify="left" if heading == "layer" else "right")
     for one in report.layers:
-        table.add_row(escape(one.layer), f"{one.weights:,}", f"{one.kept:,}")
+        table.add_row(Text(one.layer), f"{one.weights:,}", f"{one.kept:,}")
     total, kept = sum(w.weights for w in report.layers), sum(w.kept for w in report.layers)
     table.add_row("all", f"{total:,}", f"{kept:,}")
     text = f"Numbers are those of magnitudes now; {report.method} will choose its own."

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Group as Stack
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -140,12 +139,12 @@ def gate_findings(gate: GateResult) -> str:
 
 def results_table(metrics: Metrics) -> Stack:
     """Before and after, the gates, and under which conditions the latency was measured."""
-    table = Table(title=escape(metrics.name), title_justify="left")
+    table = Table(title=Text(metrics.name), title_justify="left")
     table.add_column("")
     for heading in ("before", "after", "change"):
         table.add_column(heading, justify="right")
     for row in comparison_rows(metrics):
-        table.add_row(*map(escape, row))
+        table.add_row(*map(Text, row))
     parts: list[Any] = [table, Text(conditions(metrics), style="dim")]
     parts += [Text(line, style="yellow") for line in doubts(metrics)]
     for note in metrics.pruning.notes:
