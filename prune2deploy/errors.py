@@ -41,7 +41,14 @@ class ExportError(Prune2DeployError):
 
 
 class DeviceError(Prune2DeployError):
-    """A device or its runtime cannot do what was asked."""
+    """A device or its runtime cannot do what was asked.
+
+    kind: the probe's word for what went wrong, such as no_gpu; None: it did not say.
+    """
+
+    def __init__(self, message: str, kind: str | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class MissingDependencyError(Prune2DeployError):

@@ -39,7 +39,8 @@ class ProfileOptions:
     """How to measure. The defaults suit a single image on one core.
 
     `min_samples` is at least what a 90th percentile needs; 662 make a 99th possible. What is None,
-    and `pin` "device", is as the device's entry in devices.yaml has it.
+    and `pin` "device", is as the device's entry in devices.yaml has it. `engine`: options of the
+    build, of the probe's BUILD_OPTIONS, for devices with TensorRT.
 
     Raises:
         DeviceError: a value is out of its range.
@@ -57,6 +58,7 @@ class ProfileOptions:
     warmup_min_s: float = 0.5
     warmup_max_s: float = 10.0
     time_limit_s: float = 900.0
+    engine: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         floors = {
@@ -259,12 +261,12 @@ def _job(
     precisions: Sequence[str],
 ) -> dict[str, Any]:
     asked = asdict(options)
-    del asked["time_limit_s"]  # the device's business
+    del asked["time_limit_s"], asked["engine"]  # the device's business, and the models'
     models: list[dict[str, Any]] = [{"name": name, "path": path} for name, path in places.items()]
     if settings.runtime in NVIDIA:
         # Each in the precision that its file says; a build that gives another one is refused.
         for model, precision in zip(models, precisions, strict=True):
-            model["engine"] = {"precision": precision}
+            model["engine"] = {**options.engine, "precision": precision}
     return {
         "models": models,
         "runtime": settings.runtime,

@@ -14,6 +14,7 @@ from typing import Any
 import prune2deploy
 from prune2deploy.devices import Devices
 from prune2deploy.methods import METHODS
+from prune2deploy.pipeline.engines import engine_devices
 from prune2deploy.pipeline.folder import sha256_of
 from prune2deploy.pipeline.inputs import Inputs
 from prune2deploy.pipeline.processes import trains
@@ -72,16 +73,24 @@ KINDS = {
             devices=True,
         ),
         StageKind(
+            "engines",
+            after=("export", "precisions"),
+            recipe=("export.engines", "prune.budget.pattern"),
+            rooms=_MEASURED,
+            packages=_ONNX,
+            devices=True,
+        ),
+        StageKind(
             "profile",
             after=("export", "precisions"),
-            recipe=("profile",),
+            recipe=("profile", "export.engines"),
             rooms=_MEASURED,
             packages=_ONNX,
             devices=True,
         ),
         StageKind(
             "report",
-            after=("pretrain", "prune", "finetune", "export", "precisions", "profile"),
+            after=("pretrain", "prune", "finetune", "export", "precisions", "engines", "profile"),
             recipe=("name", "gates", "export", "prune", "profile"),
             rooms=(*_WRITTEN, "report", "latency"),
             packages=(*_PACKAGES, *_ONNX),
@@ -91,12 +100,13 @@ KINDS = {
 """Every stage, in order."""
 
 
-def stages_of(recipe: Recipe) -> list[str]:
+def stages_of(recipe: Recipe, devices: Devices) -> list[str]:
     """The stages that a recipe has, in order."""
     absent = {
         "pretrain": recipe.pretrain is None,
         "finetune": recipe.finetune is None,
         "precisions": not recipe.export.lower,
+        "engines": not engine_devices(recipe, devices),
     }
     return [name for name in KINDS if not absent.get(name, False)]
 
@@ -120,7 +130,9 @@ def depends_of(
     found["code"] = code_of(kind.rooms)
     found.update({f"package {name}": _version(name) for name in kind.packages})
     if kind.devices or _is_timed(stage, recipe):
-        names = dict.fromkeys([*recipe.profile.on, *recipe.prune.budget.on])
+        names = dict.fromkeys(
+            [*recipe.profile.on, *recipe.prune.budget.on, *recipe.export.engines.on]
+        )
         for name in names:
             settings = devices[name].model_dump(mode="json", exclude=_DEVICE_WITHOUT_EFFECT)
             found.update(_flat(f"device {name}", settings))

@@ -18,6 +18,7 @@ LOG = "run.log"
 METRICS = "metrics.json"
 SUMMARY = "summary.md"
 LATENCY = "latency"  # a folder with one file per device
+ENGINES = "engines"  # a folder per device
 PLAN = "plan.json"
 ORIGINAL_WEIGHTS = "original.safetensors"
 WEIGHTS = "pruned.safetensors"

@@ -190,7 +190,8 @@ def outlook(
 def _begin(
     recipe: Recipe, output: Path | None, options: RunOptions, until: str | None = None
 ) -> _Going:
-    stages = stages_of(recipe)
+    devices = devices_for(recipe.profile, [*recipe.export.engines.on, *recipe.prune.budget.on])
+    stages = stages_of(recipe, devices)
     for option, name in (("--from", options.start), ("--until", until)):
         if name is not None and name not in stages:
             raise RecipeError(
@@ -203,7 +204,6 @@ def _begin(
         )
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    devices = devices_for(recipe.profile)
     # Opened first: a recipe that does not fit its files leaves no folder behind.
     inputs = open_inputs(recipe)
     again = options.start is not None

@@ -23,6 +23,7 @@ from prune2deploy.methods import METHODS
 from prune2deploy.methods.common.weights import MaskKeeper
 from prune2deploy.pipeline import folder as files
 from prune2deploy.pipeline.deploy import export_network, profile_networks
+from prune2deploy.pipeline.engines import build_engines, build_settings
 from prune2deploy.pipeline.folder import RunFolder
 from prune2deploy.pipeline.inputs import EVALUATION_BATCH, Inputs, train_settings
 from prune2deploy.pipeline.precisions import lower_precisions
@@ -32,6 +33,7 @@ from prune2deploy.pipeline.stages import StageRecord
 from prune2deploy.pipeline.weights import prune_weights
 from prune2deploy.recipe import Recipe, TrainSection
 from prune2deploy.report import (
+    EngineFigures,
     FrozenChannels,
     Metrics,
     NetworkFigures,
@@ -210,6 +212,17 @@ def precisions(job: Job) -> Done:
     return Done(names, {"precisions": [one.model_dump() for one in found]})
 
 
+def engines(job: Job) -> Done:
+    """Build TensorRT engines of the pruned network, and compare them."""
+    networks = {name: path for name, path in onnx_files(job).items() if name != "original"}
+    pruned = job.pruned(files.WEIGHTS)
+    found = build_engines(
+        job.recipe, networks, job.inputs, pruned.model, job.devices, job.folder.path
+    )
+    names = [name for one in found for name in (one.file, f"{one.file}.json")]
+    return Done(names, {"engines": [one.model_dump() for one in found]})
+
+
 def profile(job: Job) -> Done:
     """Measure on the devices."""
     campaign = measured(job)
@@ -228,6 +241,7 @@ def measured(job: Job) -> Campaign:
             seed=job.recipe.seed,
             devices=job.devices,
             folder=job.folder.path,
+            engine=build_settings(job.recipe),
         )
     return job.campaign
 
@@ -249,6 +263,10 @@ def report(job: Job) -> Done:
             PrecisionFigures.model_validate(one)
             for one in ([] if found is None else found.result["precisions"])
         ],
+        engines=[
+            EngineFigures.model_validate(one)
+            for one in (job.result("engines")["engines"] if "engines" in job.records else [])
+        ],
         campaign=campaign,
         stages=judged_stages(job),
         seconds={name: record.seconds for name, record in job.records.items()},
@@ -267,6 +285,7 @@ WORK: dict[str, Callable[[Job], Done]] = {
     "finetune": finetune,
     "export": export,
     "precisions": precisions,
+    "engines": engines,
     "profile": profile,
     "report": report,
 }

@@ -23,6 +23,7 @@ from .lifeline import die_with_parent, watch_caller
 from .lock import only_one
 from .machine import machine
 from .measuring import MIN_CALLS, Progress, measure, median, timed, warm_up
+from .outputs import outputs
 from .placing import place_threads
 from .runtimes import prepared, runtime_of
 from .setup import locked, setup
@@ -113,6 +114,7 @@ def measured(job: dict[str, Any]) -> dict[str, Any]:
 HANDLERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "measure": measured,
     "layers": layers,
+    "outputs": outputs,
     "build": build,
     "facts": facts,
     "files": files,

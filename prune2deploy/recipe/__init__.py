@@ -7,6 +7,7 @@ from prune2deploy.recipe.schema import Recipe
 from prune2deploy.recipe.sections import (
     AugmentSection,
     DataSection,
+    EnginesSection,
     ExportSection,
     GatesSection,
     Int8Section,
@@ -24,6 +25,7 @@ __all__ = [
     "DataSection",
     "DistillSection",
     "EarlyStopSection",
+    "EnginesSection",
     "ExportSection",
     "GatesSection",
     "Int8Section",

@@ -210,6 +210,39 @@ class Int8Section(Section):
         return self.allowed_drop is not None
 
 
+class EnginesSection(Section):
+    """TensorRT engines, built on the devices that run them."""
+
+    on: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(),
+        description="Devices to build on besides those of profile.on that have a TensorRT runtime.",
+    )
+    dla: int | None = Field(
+        default=None, ge=0, description="Core of a Jetson's deep learning accelerator."
+    )
+    workspace_mb: int | None = Field(
+        default=None, ge=1, description="Memory that building may use; left out: all."
+    )
+    min_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of convolutions and matrix products that must compute in the precision "
+        "of their file; a build below it fails.",
+    )
+    tolerance: dict[Literal["fp32", "fp16", "int8"], Annotated[float, Field(gt=0)]] = Field(
+        default={"fp32": 1e-3, "fp16": 2e-2, "int8": 1e-1},
+        description="Largest difference of an engine's outputs from ONNX Runtime's, over the "
+        "largest output, by precision; a larger one fails the run.",
+    )
+    min_agreement: float = Field(
+        default=0.98,
+        ge=0,
+        le=1,
+        description="Share of test images that engine and ONNX Runtime must answer alike.",
+    )
+
+
 class ExportSection(Section):
     """What is written for the device."""
 
@@ -221,6 +254,9 @@ class ExportSection(Section):
         "from it.",
     )
     int8: Int8Section = Field(default=Int8Section(), description="How the int8 file is made.")
+    engines: EnginesSection = Field(
+        default=EnginesSection(), description="TensorRT engines, where a device has that runtime."
+    )
 
     @field_validator("precision", mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 from prune2deploy.report.check import CheckReport, check_table
 from prune2deploy.report.groups import groups_table
 from prune2deploy.report.metrics import (
+    EngineFigures,
     FileRecord,
     FrozenChannels,
     GateResult,
@@ -22,6 +23,7 @@ from prune2deploy.report.tables import results_table
 
 __all__ = [
     "CheckReport",
+    "EngineFigures",
     "FileRecord",
     "FrozenChannels",
     "GateResult",
