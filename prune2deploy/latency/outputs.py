@@ -6,15 +6,15 @@ import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from prune2deploy import progress
 from prune2deploy.devices import Devices, load_devices, open_device
 from prune2deploy.errors import DeviceError
 from prune2deploy.latency.profile import NVIDIA, precisions_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _LIMIT_S = 1800.0
 _MAX_BYTES = 1 << 30
@@ -41,6 +41,8 @@ def outputs_on(
     Raises:
         DeviceError: it does not run there, or the answer cannot be read.
     """
+    import numpy as np
+
     known = load_devices() if devices is None else devices
     with (
         open_device(device, known) as opened,
@@ -69,6 +71,8 @@ def outputs_on(
 
 
 def _read(path: Path, device: str, names: Sequence[str], samples: int) -> dict[str, NDArray[Any]]:
+    import numpy as np
+
     try:
         if sum(item.file_size for item in zipfile.ZipFile(path).infolist()) > _MAX_BYTES:
             raise ValueError("it is larger than 1 GiB")

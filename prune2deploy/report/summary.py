@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prune2deploy.report.metrics import LayerWeights, Metrics
+from prune2deploy.report.not_faster import not_faster
 from prune2deploy.report.tables import comparison_rows, conditions, doubts, gate_findings
 
 
@@ -14,6 +15,10 @@ def summary_markdown(metrics: Metrics) -> str:
     doubted = doubts(metrics)
     if doubted:
         lines += [*(f"- {line}" for line in doubted), ""]
+    slow = not_faster(metrics)
+    if slow:
+        lines += [*(f"- {line}" for line in slow), ""]
+    lines += _engines(metrics)
     pruning = metrics.pruning
     unit, share = next(iter(pruning.budget.items()))
     kept = pruning.kept_share
@@ -38,6 +43,26 @@ def summary_markdown(metrics: Metrics) -> str:
     where = f"{machine['cpu']}, {machine['threads']} thread(s) for training and evaluation"
     lines += ["", f"{metrics.created}; {where}.", ""]
     return "\n".join(lines)
+
+
+def _engines(metrics: Metrics) -> list[str]:
+    """A table of TensorRT engines, if there are any."""
+    if not metrics.engines:
+        return []
+    lines = [
+        "| engine | TensorRT | precision, share | agrees with its ONNX file | largest difference |",
+        "|---|---|---|---:|---:|",
+    ]
+    for one in metrics.engines:
+        share = "not read" if one.share is None else f"{one.share:.0%} of its layers"
+        alike = f"not judged: {one.not_judged}"
+        worst = ""
+        if one.not_judged is None:
+            alike = "" if one.agreement is None else f"{one.agreement:.1%} of {one.samples} images"
+            worst = f"{one.max_rel_difference:.2g}"
+        built = f"{one.version} ({one.gpu or 'portable'})"
+        lines.append(f"| `{one.file}` | {built} | {one.precision}, {share} | {alike} | {worst} |")
+    return [*lines, ""]
 
 
 def _layers(weights: list[LayerWeights]) -> list[str]:
