@@ -27,7 +27,7 @@ from prune2deploy.export.precision import (
     to_int8,
     to_int8_within,
 )
-from prune2deploy.latency.profile import NVIDIA
+from prune2deploy.latency.profile import BUILT
 from prune2deploy.pipeline.inputs import EVALUATION_BATCH, Inputs
 from prune2deploy.recipe import ExportSection
 from prune2deploy.report import PrecisionFigures
@@ -107,7 +107,7 @@ def lower_precisions(
 
 
 def _kind(devices: Sequence[CommonSettings]) -> Runtime:
-    return "tensorrt" if any(one.runtime in NVIDIA for one in devices) else "onnxruntime"
+    return "tensorrt" if any(one.runtime in BUILT for one in devices) else "onnxruntime"
 
 
 @dataclass(frozen=True)

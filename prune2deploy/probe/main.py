@@ -29,6 +29,7 @@ from .runtimes import prepared, runtime_of
 from .setup import locked, setup
 from .state import state
 from .tensorrt_build import build
+from .trtexec_measure import measure_with_trtexec
 from .watch import record, spare_cpus, watching
 
 DEVICE_RUNS = 100  # timed by the device itself, after the measurement
@@ -106,6 +107,9 @@ def check_power_mode(wanted: str | None, root: Path) -> None:
 
 def measured(job: dict[str, Any]) -> dict[str, Any]:
     """A measurement, alone on this machine."""
+    if job["runtime"] == "trtexec":
+        with only_one(job):
+            return measure_with_trtexec(job)
     runtime_of(job)
     with only_one(job):
         return run_job(job)
