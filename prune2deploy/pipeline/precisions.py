@@ -17,6 +17,7 @@ from prune2deploy.data import Loader
 from prune2deploy.devices import CommonSettings
 from prune2deploy.errors import ExportError
 from prune2deploy.export import export_model_file, fold_batchnorm, onnx_metadata
+from prune2deploy.export.onnx import write_whole
 from prune2deploy.export.parity import OnnxModel
 from prune2deploy.export.precision import (
     Runtime,
@@ -101,6 +102,8 @@ def lower_precisions(
                 kept = int8.write(source, target)
             else:
                 untrained, kept = int8.write_trained(model, train, target)
+            if section.int8.rest == "fp16":
+                kept = int8.rest_in_fp16(target)
         figures = _figures(precision, source, target, inputs, kept)
         found.append(figures.model_copy(update={"without_training": untrained}))
     return found
@@ -167,6 +170,23 @@ class _Int8:
             one.layer: f"alone in int8 it changes the outputs by {one.rms_rel_diff:.1%}"
             for one in held.given_back
         }
+
+    def rest_in_fp16(self, target: Path) -> dict[str, str]:
+        """Let what is not int8 in a file compute in fp16; returns what stays fp32, and why.
+
+        Raises:
+            ExportError: the file is for ONNX Runtime on a CPU, or cannot be converted.
+        """
+        if self.runtime != "tensorrt":
+            raise ExportError(
+                "export.int8.rest: fp16 is for TensorRT, and no device of profile.on has it. On a "
+                "CPU fp16 is computed in fp32; remove it."
+            )
+        with tempfile.TemporaryDirectory(prefix="prune2deploy-") as folder:
+            path = Path(folder) / "mixed.onnx"
+            mixed = to_fp16(target, path, batches=self.images)
+            write_whole(target, path.read_bytes())
+        return dict(mixed.kept)
 
     def write_trained(
         self, model: nn.Module, train: Train, target: Path

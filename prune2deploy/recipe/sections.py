@@ -185,6 +185,10 @@ class Int8Section(Section):
         "there are none) up to which int8 is good enough; layers that lose most stay fp32 until "
         "it is. Empty: no limit.",
     )
+    rest: Literal["fp32", "fp16"] = Field(
+        default="fp32",
+        description="What layers and operators outside int8 compute in; fp16 is for TensorRT.",
+    )
     finetune: TrainSection | None = Field(
         default=None,
         description="Quantization-aware fine-tuning: the pruned network is trained as int8 "

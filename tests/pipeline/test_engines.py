@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 from prune2deploy.errors import DeviceError, ExportError
+from prune2deploy.export.precision import precision_of
 from prune2deploy.latency import engines as latency_engines
 from prune2deploy.pipeline import engines, run_recipe, run_until
 from prune2deploy.recipe import parse_recipe
@@ -124,6 +126,23 @@ def test_other_trouble_with_the_device_is_an_error(
     Board(error=DeviceError("the board is on fire")).install(monkeypatch)
     with pytest.raises(DeviceError, match="on fire"):
         run_until(parse_recipe(RECIPE, folder / "r.yaml"), "engines", folder / "run")
+
+
+def test_int8_with_the_rest_in_fp16(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Board()
+    board.install(monkeypatch)
+    text = RECIPE.replace("[fp32, fp16]", "int8\n  int8: {rest: fp16, allowed_drop: null}")
+    with pytest.raises(ExportError, match="rest: fp16 is for TensorRT, and no device"):
+        run_until(parse_recipe(text, folder / "r.yaml"), "precisions", folder / "cpu")
+    text = text.replace("profile: {", "profile: {on: [orin], ")
+    run_until(parse_recipe(text, folder / "r.yaml"), "precisions", folder / "run")
+    counts = precision_of(folder / "run/pruned.int8.onnx")
+    assert counts["int8"].layers > 0
+    assert counts["fp32"].layers == 0
+    # What is no layer computes in fp16, too.
+    proto = onnx.load(folder / "run/pruned.int8.onnx")
+    kinds = {tensor.data_type for tensor in proto.graph.initializer if "scale" in tensor.name}
+    assert kinds == {onnx.TensorProto.FLOAT16}
 
 
 def test_without_such_a_device_there_is_no_such_stage(folder: Path) -> None:
