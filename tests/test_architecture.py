@@ -22,6 +22,7 @@ LINE = (
     "devices",
     "latency",
     "report",
+    "artifact",
 )
 # These use every room. Nobody else sees a recipe: below them functions take plain values.
 ABOVE_ALL = ("pipeline", "cli")

@@ -9,6 +9,7 @@ import typer
 
 from prune2deploy import __version__
 from prune2deploy.cli import facts, models, recipes
+from prune2deploy.cli.artifacts import compare, sign, verify
 from prune2deploy.cli.build import build
 from prune2deploy.cli.devices import devices
 from prune2deploy.cli.explain import explain
@@ -27,6 +28,7 @@ app = typer.Typer(
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Recipes": (recipes.run, recipes.check, recipes.init, recipes.schema),
     "Models": (models.inspect, models.export, models.profile, explain, build),
+    "Artifacts": (verify, sign, compare),
     "Help": (facts.methods, facts.doctor),
 }
 for _panel, _commands in _PANELS.items():

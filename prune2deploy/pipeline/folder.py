@@ -23,6 +23,7 @@ PLAN = "plan.json"
 ORIGINAL_WEIGHTS = "original.safetensors"
 WEIGHTS = "pruned.safetensors"
 CUT_WEIGHTS = "cut.safetensors"  # where a training follows
+DIST = "dist"  # a folder with the artifact
 MASKS = "masks.safetensors"
 STAGES = "stages"  # a folder with one file per finished stage
 WORK = "work"  # a folder with what an unfinished stage needs to go on

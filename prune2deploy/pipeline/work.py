@@ -23,6 +23,7 @@ from prune2deploy.methods import METHODS
 from prune2deploy.methods.common.weights import MaskKeeper
 from prune2deploy.pipeline import folder as files
 from prune2deploy.pipeline.deploy import export_network, profile_networks
+from prune2deploy.pipeline.dist import write_dist
 from prune2deploy.pipeline.engines import build_engines, build_settings
 from prune2deploy.pipeline.folder import RunFolder
 from prune2deploy.pipeline.inputs import EVALUATION_BATCH, Inputs, train_settings
@@ -275,7 +276,10 @@ def report(job: Job) -> Done:
     job.folder.write(files.METRICS, metrics.model_dump_json(indent=2) + "\n")
     job.folder.write(files.SUMMARY, summary_markdown(metrics))
     _log_gates(metrics)
-    return Done([files.METRICS, files.SUMMARY], whole=not campaign.failures)
+    dist = write_dist(job, metrics, onnx_files(job))
+    made = [path.relative_to(job.folder.path).as_posix() for path in dist.rglob("*")]
+    names = [files.METRICS, files.SUMMARY, *(n for n in made if job.folder.file(n).is_file())]
+    return Done(names, whole=not campaign.failures)
 
 
 WORK: dict[str, Callable[[Job], Done]] = {
