@@ -92,12 +92,12 @@ def read_run(folder: Path) -> RunContents:
         folder=folder.resolve().name,
         metrics=metrics,
         recipe=recipe,
-        samples={name: _samples(one) for name, one in latency.items() if one},
-        measured={name: str(one["measured"]) for name, one in latency.items() if one},
+        samples={name: one["samples"] for name, one in latency.items() if one},
+        measured={name: one["measured"] for name, one in latency.items() if one},
         layers=_layers(folder, absent),
         layer_times=_layer_times(folder, metrics, absent),
         search=_search(folder, absent),
-        inputs=_inputs(facts),
+        inputs=facts.get("inputs", ()),
         absent=tuple(absent),
     )
 
@@ -172,8 +172,11 @@ def _latency(folder: Path, measured: Mapping[str, Any], absent: list[str]) -> di
         hashes = [one["sha256"] for one in record["models"]]
         if hashes[: len(measured["latencies"])] != [one["sha256"] for one in measured["latencies"]]:
             raise ValueError("it is of other files than the run's")
-        _samples(record)
-        return {**record, "measured": record["measured"]}
+        return {
+            "measured": str(record["measured"]),
+            "samples": _samples(record),
+            "inputs": _inputs(record),
+        }
 
     return _tried(path, read, absent, f"the distribution of the times on {measured['device']}")
 
@@ -187,10 +190,12 @@ def _samples(record: Mapping[str, Any]) -> dict[str, list[float]]:
 
 
 def _inputs(record: Mapping[str, Any]) -> tuple[Input, ...]:
-    if not record:
-        return ()
     found = record["answer"]["models"][0]["inputs"]
-    return tuple(Input(one["name"], one["dtype"], tuple(one["shape"])) for one in found)
+    return tuple(
+        Input(str(one["name"]), str(one["dtype"]), tuple(one["shape"]))
+        for one in found
+        if {"name", "dtype"} <= one.keys()
+    )
 
 
 def _layers(folder: Path, absent: list[str]) -> tuple[LayerPair, ...] | None:

@@ -31,7 +31,7 @@ TEXT = 12.0
 
 SERIES = 7
 _ROLES = (
-    *("ink", "muted", "line", "page", "before", "after", "mark", "good", "bad"),
+    *("ink", "muted", "line", "before", "after"),
     *(f"series{number}" for number in range(SERIES)),
 )
 COLOUR = {role: f"#01{number:02x}fe" for number, role in enumerate(_ROLES)}
@@ -128,7 +128,7 @@ def _drawn(draw: Draw, narrow: bool, height: float, name: str, description: str)
         figure.patch.set_visible(False)
         draw(figure, narrow)
         figure.savefig(written, format="svg", metadata={"Date": None})
-    return Markup(_for_a_page(written.getvalue(), name, description))
+    return Markup(_for_a_page(clean(written.getvalue()), name, description))
 
 
 def _for_a_page(document: str, name: str, description: str) -> str:

@@ -38,7 +38,7 @@ def compare_page(runs: Sequence[RunContents]) -> str:
         RecipeError: they are judged by different metrics.
     """
     metric = _common_metric(runs)
-    devices = list(dict.fromkeys(one["device"] for run in runs for one in run.metrics.latency))
+    devices = _devices(runs)
     methods = list(dict.fromkeys(run.metrics.pruning.method for run in runs))
     return render(
         "compare.html",
@@ -46,9 +46,13 @@ def compare_page(runs: Sequence[RunContents]) -> str:
         runs=runs,
         table=_table(runs, devices),
         over_seeds=_over_seeds(runs),
-        warnings=[*_accuracy_warnings(runs), *_latency_warnings(runs, devices)],
+        warnings=[*accuracy_warnings(runs), *latency_warnings(runs)],
         charts=_charts(runs, devices, methods, metric),
     )
+
+
+def _devices(runs: Sequence[RunContents]) -> list[str]:
+    return list(dict.fromkeys(one["device"] for run in runs for one in run.metrics.latency))
 
 
 def _common_metric(runs: Sequence[RunContents]) -> str:
@@ -137,7 +141,7 @@ def _over_seeds(runs: Sequence[RunContents]) -> Table | None:
     return Table(headings, tuple(rows), frozenset({4, 5, 6}))
 
 
-def _accuracy_warnings(runs: Sequence[RunContents]) -> list[str]:
+def accuracy_warnings(runs: Sequence[RunContents]) -> list[str]:
     """Why figures on test images may not be compared."""
     found = []
     data = {str(run.metrics.data.get("fingerprint") or run.metrics.data) for run in runs}
@@ -155,9 +159,10 @@ def _accuracy_warnings(runs: Sequence[RunContents]) -> list[str]:
     return found
 
 
-def _latency_warnings(runs: Sequence[RunContents], devices: Sequence[str]) -> list[str]:
+def latency_warnings(runs: Sequence[RunContents]) -> list[str]:
     """Why latencies may not be compared."""
     found = []
+    devices = _devices(runs)
     everywhere = [d for d in devices if all(named(r.metrics.latency, "device", d) for r in runs)]
     if devices and not everywhere:
         found.append(
@@ -192,21 +197,21 @@ def _latency_warnings(runs: Sequence[RunContents], devices: Sequence[str]) -> li
 
 
 def _machine(measured: Any) -> str:
-    machine = measured["setup"]["machine"]
+    machine = measured["setup"].get("machine") or {}
     names = [machine.get(key) for key in ("cpu_model", "board", "architecture")]
     return ", ".join(str(name) for name in names if name) or "unknown"
 
 
 def _conditions(measured: Any) -> str:
-    versions = measured["setup"]["versions"]
+    versions = measured["setup"].get("versions") or {}
     runtime = next((f"{k} {v}" for k, v in versions.items() if k not in ("python", "numpy")), "")
     batch = measured["latencies"][0]["batch"]
     return f"{runtime}, {measured['options'].get('threads')} thread(s), batch {batch}"
 
 
 def _day(run: RunContents, measured: Any) -> str:
-    when = run.measured.get(measured["device"]) or measured["setup"]["state"]["end"]["time_utc"]
-    return str(when)[:10]
+    """The day of a measurement; where its own file is not there, that of the end of the run."""
+    return (run.measured.get(measured["device"]) or run.metrics.created)[:10]
 
 
 def _charts(

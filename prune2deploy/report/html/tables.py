@@ -123,8 +123,8 @@ def frozen_table(frozen: Sequence[FrozenChannels]) -> Table:
 
 def device_table(run: RunContents, measured: Mapping[str, Any]) -> Table:
     """What a device is, how it was measured, and what its sensors told."""
-    setup = measured["setup"]
-    machine, options = setup["machine"], measured["options"]
+    setup, options = measured["setup"], measured["options"]
+    machine = setup.get("machine") or {}
     facts: list[tuple[str, Any]] = [
         ("measured", run.measured.get(measured["device"])),
         ("processor", machine.get("cpu_model")),
@@ -138,8 +138,8 @@ def device_table(run: RunContents, measured: Mapping[str, Any]) -> Table:
         ("CPUs", _listed(setup.get("cpus"))),
         ("batch", measured["latencies"][0]["batch"]),
         ("attempts", measured.get("attempts")),
-        *((f"version of {name}", text) for name, text in setup["versions"].items()),
-        *_readings(setup["state"]),
+        *((f"version of {name}", text) for name, text in (setup.get("versions") or {}).items()),
+        *_readings(setup.get("state") or {}),
     ]
     rows = [(name, str(value)) for name, value in facts if value not in (None, "", [])]
     return Table(("what", "found"), tuple(rows))
