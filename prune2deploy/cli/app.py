@@ -14,6 +14,7 @@ from prune2deploy.cli.build import build
 from prune2deploy.cli.devices import devices
 from prune2deploy.cli.explain import explain
 from prune2deploy.cli.output import make_output_safe
+from prune2deploy.cli.report import report
 from prune2deploy.cli.runs import runs
 
 app = typer.Typer(
@@ -26,7 +27,7 @@ app = typer.Typer(
 )
 
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Recipes": (recipes.run, recipes.check, recipes.init, recipes.schema),
+    "Recipes": (recipes.run, report, recipes.check, recipes.init, recipes.schema),
     "Models": (models.inspect, models.export, models.profile, explain, build),
     "Artifacts": (verify, sign, compare),
     "Help": (facts.methods, facts.doctor),

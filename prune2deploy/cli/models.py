@@ -154,7 +154,8 @@ def profile(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Keep each result as DIR/latency/DEVICE.json, and measure only what is missing.",
+            help="Keep each result as DIR/latency/DEVICE.json, and measure only what is missing; "
+            "with --layers as DIR/layers/DEVICE.json, anew each time.",
         ),
     ] = None,
     again: Annotated[
@@ -183,10 +184,13 @@ def profile(
         devices = list(dict.fromkeys(on or ["local"]))
         options = ProfileOptions(threads=threads, pin=pin, batch=batch, min_time_s=min_time_s)
         if layers:
-            from prune2deploy.latency import format_layers, profile_layers
+            from prune2deploy.latency import format_layers, keep_layers, profile_layers
 
             for name in devices:
-                show(*format_layers(profile_layers(models, device=name, options=options)))
+                timed = profile_layers(models, device=name, options=options)
+                show(*format_layers(timed))
+                if output is not None:
+                    show(f"Wrote {keep_layers(timed, output)}")
             return
         folder = None
         if output is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prune2deploy.latency.campaign import Campaign, Failure, profile_devices
 from prune2deploy.latency.format import format_result
-from prune2deploy.latency.kept import ResultFolder
+from prune2deploy.latency.kept import ResultFolder, keep_layers
 from prune2deploy.latency.layers import LayersResult, format_layers, profile_layers
 from prune2deploy.latency.outputs import outputs_on
 from prune2deploy.latency.profile import (
@@ -28,6 +28,7 @@ __all__ = [
     "Speedup",
     "format_layers",
     "format_result",
+    "keep_layers",
     "outputs_on",
     "profile",
     "profile_devices",

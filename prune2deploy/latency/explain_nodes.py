@@ -59,6 +59,38 @@ class FileTimes:
     added_ms: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class FileCost:
+    """What a layer of a file costs, whatever runs it. macs: None where the file does not tell."""
+
+    name: str
+    operator: str
+    macs: int | None
+    params: int
+
+
+def read_costs(path: Path) -> dict[Key, FileCost]:
+    """Return the layers of an ONNX file that have weights or MACs, in the file's order.
+
+    Raises:
+        google.protobuf.message.DecodeError: it is no ONNX file.
+    """
+    import onnx
+
+    proto = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
+    shapes = _shapes(proto)
+    weights = {one.name: math.prod(one.dims) for one in proto.graph.initializer}
+    nodes = [node for node in proto.graph.node if node.op_type != "Constant"]
+    found = {}
+    for node, known in zip(nodes, graph_of(proto).nodes, strict=True):
+        macs = _macs(node, shapes)
+        if macs == 0:
+            continue
+        params = sum(weights.get(name, 0) for name in node.input[1:])
+        found[known.key] = FileCost(known.layer, node.op_type, macs, params)
+    return found
+
+
 def read_times(path: Path, executed: Sequence[Mapping[str, Any]]) -> FileTimes:
     """Join an ONNX file and its profile. executed: nodes of the probe's answer for this file."""
     import onnx

@@ -14,10 +14,12 @@ from typing import Any
 
 from prune2deploy.devices import CommonSettings
 from prune2deploy.errors import DeviceError
+from prune2deploy.latency.layers import LayersResult
 from prune2deploy.latency.profile import ProfileOptions, ProfileResult, result_from_answer
 
 FORMAT = 1
 FOLDER = "latency"
+LAYERS_FOLDER = "layers"
 # How a device is reached, and how patient we are: another value would measure the same.
 _WITHOUT_EFFECT = {"cooldown_s", "connect_timeout_s", "folder", "key", "known_hosts"}
 # These are in the options, which may replace them.
@@ -106,6 +108,33 @@ class ResultFolder:
         if path.exists():
             os.replace(path, path.with_name(path.name + ".old"))
         os.replace(part, path)
+
+
+def keep_layers(result: LayersResult, folder: Path) -> Path:
+    """Write the times of layers to layers/DEVICE.json in a folder, whole or not at all.
+
+    Raises:
+        DeviceError: something else has the name of the folder.
+    """
+    path = folder / LAYERS_FOLDER / f"{result.device}.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as err:
+        raise DeviceError(
+            f"Results would go to the folder {path.parent}, but there is a file of that name, or "
+            "of a folder above it. Name another --output."
+        ) from err
+    now = datetime.datetime.now().astimezone()
+    record = {
+        "format": FORMAT,
+        "measured": now.isoformat(timespec="seconds"),
+        "sha256": [_sha256(one.path) for one in result.models],
+        **result.to_dict(),
+    }
+    part = path.with_name(path.name + ".tmp")
+    part.write_text(json.dumps(record), encoding="utf-8")
+    os.replace(part, path)
+    return path
 
 
 def _difference(

@@ -123,7 +123,7 @@ def _engine_gate(recipe: Recipe, engines: list[EngineFigures]) -> list[GateResul
 
 def _files(folder: Path, devices: list[str]) -> dict[str, FileRecord]:
     """Hashes by name. Files that grow or are written after this are not in the list."""
-    later = (files.LOG, files.METRICS, files.SUMMARY, files.LOCK)
+    later = (files.LOG, files.METRICS, files.SUMMARY, files.REPORT, files.LOCK)
     paths = [path for path in folder.iterdir() if path.is_file() and path.name not in later]
     paths += [path for path in (folder / files.ENGINES).rglob("*") if path.is_file()]
     paths += [folder / files.LATENCY / f"{device}.json" for device in devices]

@@ -29,6 +29,7 @@ from prune2deploy.pipeline.processes import (
     wait_for,
 )
 from prune2deploy.pipeline.pruning import Checkpoints
+from prune2deploy.pipeline.reporting import write_report
 from prune2deploy.pipeline.stages import StageRecord, StageStore, key_of, read_record, usable
 from prune2deploy.pipeline.work import WORK, Job, onnx_files
 from prune2deploy.recipe import Recipe, dump_recipe
@@ -139,6 +140,8 @@ def run_recipe(
     shutil.rmtree(folder.file(files.WORK), ignore_errors=True)
     text = folder.file(files.METRICS).read_text(encoding="utf-8")
     metrics = Metrics.model_validate_json(text)
+    # Of no stage: it is made from the whole folder, and may be made again with what was added.
+    write_report(folder.path)
     return RunResult(folder.path, metrics, _measure_rest(going.job, metrics))
 
 

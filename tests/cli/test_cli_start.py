@@ -34,7 +34,7 @@ HEAVY = {
     "rich",
 }
 COMMANDS = ["run", "check", "init", "inspect", "export", "profile", "methods", "schema", "doctor"]
-COMMANDS += ["devices", "build", "explain", "runs", "verify", "sign", "compare"]
+COMMANDS += ["devices", "build", "explain", "runs", "report", "verify", "sign", "compare"]
 MAIN = "from prune2deploy.cli import main; main()"
 
 

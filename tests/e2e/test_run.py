@@ -103,6 +103,16 @@ def test_a_failed_gate_is_reported_and_nothing_is_lost(result):
     assert "**failed**" in (result.folder / "summary.md").read_text()
 
 
+def test_the_page_of_the_run_is_there_and_says_the_same(result):
+    page = (result.folder / "report.html").read_text()
+    assert "1 of 2 gates failed: max_size_mb" in page
+    faster = result.metrics.latency[0]["speedups"][0]
+    assert f'">{faster["ratio"]:.2f}×</p>' in page
+    assert "is not in the folder" not in page
+    assert "is damaged" not in page
+    assert "report.html" not in result.metrics.files
+
+
 def test_the_speedup_has_an_interval_and_all_samples_are_kept(result):
     (measured,) = result.metrics.latency
     (faster,) = measured["speedups"]
