@@ -261,7 +261,8 @@ def _found(settings: Settings, point: int, ranked: Ranked, earlier: Sequence[Pat
             "the recipe without --point first; what decides about a network (method, round_to, "
             "seed, …) must be the same."
         )
-    log.info("Nothing is searched: the front is that of %d networks tried before", len(tried))
+    with progress.task("Nothing is searched: reading the front") as shown:
+        shown.advance(info=f"of {len(tried)} networks tried before")
     return _record(study.user_attrs[_ABOUT], tried, ranked)
 
 

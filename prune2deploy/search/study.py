@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 Sampler = Literal["tpe", "nsga2", "random"]
 
 _POPULATION = 24
-_IN_VAIN = 200
+_IN_VAIN = 40
 """Proposals in a row that bring no new network, before the space counts as exhausted."""
 _MOVES = 50
 _COUNTS = "counts"
@@ -304,17 +304,19 @@ class _Search:
         }
 
     def _propose_another(self, known: set[tuple[int, ...]], number: int) -> None:
-        """Instead of what is known already, a neighbour of a point of the front."""
-        front = pareto(trials_of(self._study), lambda t: t.gain, lambda t: t.cost)
-        random = np.random.default_rng(seed_from(self._settings.seed, "neighbour", number))
+        """Instead of what is known already, a neighbour of the front, or else of anything tried."""
+        tried = trials_of(self._study)
+        front = pareto(tried, lambda t: t.gain, lambda t: t.cost)
         if not front or not self._space.free:
             return
-        for _ in range(_MOVES):
-            base = front[int(random.integers(len(front)))]
-            moved = self._space.neighbour(np.array(base.counts), random)
-            if tuple(moved.tolist()) not in known and self._space.holds(moved):
-                self._enqueue(tuple(moved.tolist()))
-                return
+        random = np.random.default_rng(seed_from(self._settings.seed, "neighbour", number))
+        for some in (front, tried):
+            for _ in range(_MOVES):
+                base = some[int(random.integers(len(some)))]
+                moved = self._space.neighbour(np.array(base.counts), random)
+                if tuple(moved.tolist()) not in known and self._space.holds(moved):
+                    self._enqueue(tuple(moved.tolist()))
+                    return
 
     def _enqueue(self, counts: tuple[int, ...]) -> None:
         self._study.enqueue_trial(
