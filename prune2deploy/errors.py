@@ -32,6 +32,10 @@ class BudgetError(Prune2DeployError):
     """The budget cannot be reached with the channels that may be cut."""
 
 
+class SearchError(Prune2DeployError):
+    """A search for widths cannot go on, or has no such point."""
+
+
 class TrainingError(Prune2DeployError):
     """Training cannot go on, for example because the loss is no longer finite."""
 

@@ -17,6 +17,7 @@ LINE = (
     "channels",
     "methods",
     "budget",
+    "search",
     "train",
     "export",
     "devices",

@@ -55,7 +55,14 @@ KINDS = {
     for kind in (
         StageKind("pretrain", recipe=("pretrain",)),
         StageKind("original", after=("pretrain",)),
-        StageKind("prune", after=("pretrain",), recipe=("prune",), rooms=_CUT),
+        StageKind(
+            "search",
+            after=("pretrain",),
+            recipe=("searched",),
+            rooms=(*_CUT, "search", "report"),
+            packages=(*_PACKAGES, "optuna", "matplotlib"),
+        ),
+        StageKind("prune", after=("pretrain", "search"), recipe=("prune",), rooms=_CUT),
         StageKind("finetune", after=("pretrain", "prune"), recipe=("finetune",), rooms=_CUT),
         StageKind(
             "export",
@@ -90,7 +97,16 @@ KINDS = {
         ),
         StageKind(
             "report",
-            after=("pretrain", "prune", "finetune", "export", "precisions", "engines", "profile"),
+            after=(
+                "pretrain",
+                "search",
+                "prune",
+                "finetune",
+                "export",
+                "precisions",
+                "engines",
+                "profile",
+            ),
             recipe=("name", "gates", "export", "prune", "profile"),
             rooms=(*_WRITTEN, "report", "latency"),
             packages=(*_PACKAGES, *_ONNX),
@@ -104,6 +120,7 @@ def stages_of(recipe: Recipe, devices: Devices) -> list[str]:
     """The stages that a recipe has, in order."""
     absent = {
         "pretrain": recipe.pretrain is None,
+        "search": recipe.prune.search is None,
         "finetune": recipe.finetune is None,
         "precisions": not recipe.export.lower,
         "engines": not engine_devices(recipe, devices),
@@ -130,9 +147,9 @@ def depends_of(
     found["code"] = code_of(kind.rooms)
     found.update({f"package {name}": _version(name) for name in kind.packages})
     if kind.devices or _is_timed(stage, recipe):
-        names = dict.fromkeys(
-            [*recipe.profile.on, *recipe.prune.budget.on, *recipe.export.engines.on]
-        )
+        searched = [] if recipe.prune.search is None else [recipe.prune.search.on]
+        asked = [*recipe.profile.on, *recipe.prune.budget.on, *recipe.export.engines.on, *searched]
+        names = dict.fromkeys(asked)
         for name in names:
             settings = devices[name].model_dump(mode="json", exclude=_DEVICE_WITHOUT_EFFECT)
             found.update(_flat(f"device {name}", settings))
@@ -141,11 +158,15 @@ def depends_of(
 
 
 def _is_timed(stage: str, recipe: Recipe) -> bool:
-    return stage == "prune" and recipe.prune.budget.timed
+    search = recipe.prune.search
+    searched = stage == "search" and search is not None and search.cost == "latency"
+    return searched or (stage == "prune" and recipe.prune.budget.timed)
 
 
 def _more_of_the_recipe(stage: str, recipe: Recipe) -> tuple[str, ...]:
     """Keys that a stage looks at only in some recipes."""
+    if stage == "search" and _is_timed(stage, recipe):
+        return ("export.onnx", "profile.threads")
     if stage != "prune":
         return ()
     more: tuple[str, ...] = ()
@@ -190,10 +211,24 @@ def _at(recipe: Recipe, key: str) -> Any:
     if key == "finetune_present":
         # Without it the prune stage's weights are the final ones, and are named so.
         return recipe.finetune is not None
+    if key == "searched":
+        return _searched(recipe)
     value: Any = recipe
     for part in key.split("."):
         value = getattr(value, part)
     return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+
+
+def _searched(recipe: Recipe) -> dict[str, Any]:
+    """What a search looks at: neither which point is taken, nor where its trials are."""
+    section = recipe.prune
+    assert section.search is not None
+    without = {"budget": True, "compensate": True, "recalibrate": True}
+    found = section.model_dump(
+        mode="json", exclude={**without, "search": {"point", "storage", "shares"}}
+    )
+    size = "params" if section.search.cost == "params" else "macs"
+    return {**found, "shares": list(section.search.bounds(getattr(section.budget, size)))}
 
 
 def _flat(name: str, value: Any) -> dict[str, str]:

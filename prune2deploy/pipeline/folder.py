@@ -31,6 +31,11 @@ MASKS = "masks.safetensors"
 STAGES = "stages"  # a folder with one file per finished stage
 WORK = "work"  # a folder with what an unfinished stage needs to go on
 LOCK = ".lock"
+SEARCH = "search.json"
+FRONT = "pareto.svg"
+SCORES = "scores.safetensors"  # that rank the channels of a search
+TRAINED = "searched.safetensors"  # the network of a search, where it was trained for the method
+JOURNAL = "search.journal"  # the trials of a search
 ONNX = {"original": "original.onnx", "pruned": "pruned.onnx"}
 PRECISIONS = {"fp16": "pruned.fp16.onnx", "int8": "pruned.int8.onnx"}
 

@@ -286,6 +286,9 @@ def _run(going: _Going, stage: str, depends: dict[str, str]) -> StageRecord:
         shutil.rmtree(job.folder.file(files.WORK), ignore_errors=True)
         if stage == "profile":
             _set_measurements_aside(job.folder)
+        journal = job.folder.file(files.JOURNAL)
+        if stage == "search" and journal.exists():
+            journal.replace(journal.with_name(journal.name + ".old"))
     start = time.perf_counter()
     done = WORK[stage](job)
     seconds = time.perf_counter() - start

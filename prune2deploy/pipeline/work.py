@@ -30,6 +30,7 @@ from prune2deploy.pipeline.inputs import EVALUATION_BATCH, Inputs, train_setting
 from prune2deploy.pipeline.precisions import lower_precisions
 from prune2deploy.pipeline.pruning import Checkpoints, Pruned, prune
 from prune2deploy.pipeline.record import gather_metrics
+from prune2deploy.pipeline.search_point import prune_to_point, search_front
 from prune2deploy.pipeline.stages import StageRecord
 from prune2deploy.pipeline.weights import prune_weights
 from prune2deploy.recipe import Recipe, TrainSection
@@ -41,7 +42,9 @@ from prune2deploy.report import (
     PrecisionFigures,
     Stage,
     summary_markdown,
+    write_front,
 )
+from prune2deploy.search import read_record
 from prune2deploy.train import Hooks, TrainSettings, evaluate, fit
 
 log = logging.getLogger(__name__)
@@ -120,10 +123,22 @@ def original(job: Job) -> Done:
     return Done(result={"metrics": _judged(job, "original", job.original())})
 
 
+def search_stage(job: Job) -> Done:
+    """Try networks of other widths, and keep their front."""
+    record, names = search_front(
+        job.recipe, job.inputs, job.original(), job.folder, job.checkpoints
+    )
+    job.folder.write(files.SEARCH, record.model_dump_json(indent=2) + "\n")
+    write_front(record, job.folder.file(files.FRONT))
+    return Done([files.SEARCH, files.FRONT, *names], {"tried": len(record.tried)})
+
+
 def prune_stage(job: Job) -> Done:
     """Prune, and judge what is left."""
     recipe = job.recipe
-    if METHODS[recipe.prune.method].granularity == "weight":
+    if recipe.prune.search is not None:
+        pruned = prune_to_point(recipe, job.inputs, job.original(), job.folder)
+    elif METHODS[recipe.prune.method].granularity == "weight":
         pruned = prune_weights(recipe, job.inputs, job.original(), job.checkpoints)
     else:
         pruned = prune(recipe, job.inputs, job.original(), job.checkpoints)
@@ -273,8 +288,10 @@ def report(job: Job) -> Done:
         seconds={name: record.seconds for name, record in job.records.items()},
         folder=job.folder.path,
     )
+    searched = job.recipe.prune.search is not None
+    record = read_record(job.folder.file(files.SEARCH)) if searched else None
     job.folder.write(files.METRICS, metrics.model_dump_json(indent=2) + "\n")
-    job.folder.write(files.SUMMARY, summary_markdown(metrics))
+    job.folder.write(files.SUMMARY, summary_markdown(metrics, record))
     _log_gates(metrics)
     dist = write_dist(job, metrics, onnx_files(job))
     made = [path.relative_to(job.folder.path).as_posix() for path in dist.rglob("*")]
@@ -285,6 +302,7 @@ def report(job: Job) -> Done:
 WORK: dict[str, Callable[[Job], Done]] = {
     "pretrain": pretrain,
     "original": original,
+    "search": search_stage,
     "prune": prune_stage,
     "finetune": finetune,
     "export": export,

@@ -4,6 +4,7 @@ from prune2deploy.recipe.json_schema import recipe_schema
 from prune2deploy.recipe.loader import dump_recipe, load_recipe, parse_recipe
 from prune2deploy.recipe.pruning import TIMES, BudgetSection, PruneSection, ScheduleSection
 from prune2deploy.recipe.schema import Recipe
+from prune2deploy.recipe.searching import SearchSection
 from prune2deploy.recipe.sections import (
     AugmentSection,
     DataSection,
@@ -35,6 +36,7 @@ __all__ = [
     "PruneSection",
     "Recipe",
     "ScheduleSection",
+    "SearchSection",
     "Statistics",
     "TrainSection",
     "dump_recipe",

@@ -22,6 +22,7 @@ from prune2deploy.yaml_text import MAX_CHARS, Key, YamlError, read_yaml, write_y
 
 _PATHS: tuple[Key, ...] = (("model", "checkpoint"), ("data", "root"))
 _SOURCES: tuple[Key, ...] = (("model", "source"), ("data", "source"), ("task",))
+_STORAGE: Key = ("prune", "search", "storage")  # a path, or the URL of a data base
 _AFTER_THE_FILE = sys.maxsize
 
 
@@ -202,6 +203,8 @@ class _Reading:
         for key in _PATHS:
             base = here if self._is_override(key) else home
             _change(data, key, partial(_absolute, base))
+        base = here if self._is_override(_STORAGE) else home
+        _change(data, _STORAGE, lambda text: text if "://" in text else _absolute(base, text))
         for key in _SOURCES:
             if self._is_override(key):
                 _change(data, key, partial(anchored, base=here))

@@ -17,6 +17,7 @@ from prune2deploy.report.metrics import (
     Pruning,
     Stage,
 )
+from prune2deploy.report.pareto import write_front
 from prune2deploy.report.picture import write_picture
 from prune2deploy.report.summary import summary_markdown
 from prune2deploy.report.tables import results_table
@@ -40,5 +41,6 @@ __all__ = [
     "groups_table",
     "results_table",
     "summary_markdown",
+    "write_front",
     "write_picture",
 ]
