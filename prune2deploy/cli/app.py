@@ -14,6 +14,7 @@ from prune2deploy.cli.devices import devices
 from prune2deploy.cli.explain import explain
 from prune2deploy.cli.output import make_output_safe
 from prune2deploy.cli.runs import runs
+from prune2deploy.cli.sweep import sweep
 
 app = typer.Typer(
     name="prune2deploy",
@@ -25,7 +26,7 @@ app = typer.Typer(
 )
 
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Recipes": (recipes.run, recipes.check, recipes.init, recipes.schema),
+    "Recipes": (recipes.run, sweep, recipes.check, recipes.init, recipes.schema),
     "Models": (models.inspect, models.export, models.profile, explain, build),
     "Help": (facts.methods, facts.doctor),
 }

@@ -44,11 +44,13 @@ class RunOptions:
         start: this stage and those after it are run whatever there is (--from).
         checkpoint_s: seconds between two states of a training.
         say: told which stages are kept, and why others are run.
+        began: told the name of each stage, before anything is done for it.
     """
 
     start: str | None = None
     checkpoint_s: float = CHECKPOINT_S
     say: Callable[[str], None] = _silent
+    began: Callable[[str], None] = _silent
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,7 @@ def _go(going: _Going) -> None:
 
 def _done(going: _Going, stage: str) -> StageRecord:
     """Keep, take or run a stage; its record says what it left."""
+    going.options.began(stage)
     depends = going.depends(stage)
     record, reason = _found(going, stage, depends)
     if record is None:
