@@ -16,6 +16,7 @@ from prune2deploy.cli.explain import explain
 from prune2deploy.cli.output import make_output_safe
 from prune2deploy.cli.report import report
 from prune2deploy.cli.runs import runs
+from prune2deploy.cli.sweep import sweep
 
 app = typer.Typer(
     name="prune2deploy",
@@ -27,7 +28,7 @@ app = typer.Typer(
 )
 
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Recipes": (recipes.run, report, recipes.check, recipes.init, recipes.schema),
+    "Recipes": (recipes.run, sweep, report, recipes.check, recipes.init, recipes.schema),
     "Models": (models.inspect, models.export, models.profile, explain, build),
     "Artifacts": (verify, sign, compare),
     "Help": (facts.methods, facts.doctor),

@@ -116,14 +116,17 @@ KINDS = {
 """Every stage, in order."""
 
 
-def stages_of(recipe: Recipe, devices: Devices) -> list[str]:
-    """The stages that a recipe has, in order."""
+def stages_of(recipe: Recipe, devices: Devices | None = None) -> list[str]:
+    """The stages that a recipe has, in order.
+
+    devices: those of this machine; None: engines, which only some devices have, are left out.
+    """
     absent = {
         "pretrain": recipe.pretrain is None,
         "search": recipe.prune.search is None,
         "finetune": recipe.finetune is None,
         "precisions": not recipe.export.lower,
-        "engines": not engine_devices(recipe, devices),
+        "engines": devices is None or not engine_devices(recipe, devices),
     }
     return [name for name in KINDS if not absent.get(name, False)]
 
@@ -140,10 +143,7 @@ def depends_of(
     contents: of the stages that are finished.
     """
     kind = KINDS[stage]
-    found = dict(_inputs(recipe, inputs))
-    more = ("train",) if trains(stage, recipe) else ()
-    for key in (*kind.recipe, *more, *_more_of_the_recipe(stage, recipe)):
-        found.update(_flat(f"recipe {key}", _at(recipe, key)))
+    found = {**_said(recipe), **_inputs(recipe, inputs), **_asked(stage, recipe)}
     found["code"] = code_of(kind.rooms)
     found.update({f"package {name}": _version(name) for name in kind.packages})
     if kind.devices or _is_timed(stage, recipe):
@@ -154,6 +154,29 @@ def depends_of(
             settings = devices[name].model_dump(mode="json", exclude=_DEVICE_WITHOUT_EFFECT)
             found.update(_flat(f"device {name}", settings))
     found.update({f"stage {name}": contents[name] for name in kind.after if name in contents})
+    return found
+
+
+def shared_keys(recipe: Recipe) -> dict[str, str]:
+    """Per stage a text that two recipes have in common if one can take the stage from the other.
+
+    Only the recipe is looked at: files, devices and code are taken to stay as they are.
+    """
+    paths = {"checkpoint": str(recipe.model.checkpoint), "root": str(recipe.data.root)}
+    found: dict[str, str] = {}
+    for stage in stages_of(recipe):
+        before = {name: found[name] for name in KINDS[stage].after if name in found}
+        asked = {**paths, **_said(recipe), **_asked(stage, recipe), **before}
+        found[stage] = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    return found
+
+
+def _asked(stage: str, recipe: Recipe) -> dict[str, str]:
+    """What the recipe says of this stage."""
+    found: dict[str, str] = {}
+    more = ("train",) if trains(stage, recipe) else ()
+    for key in (*KINDS[stage].recipe, *more, *_more_of_the_recipe(stage, recipe)):
+        found.update(_flat(f"recipe {key}", _at(recipe, key)))
     return found
 
 
@@ -179,11 +202,9 @@ def _more_of_the_recipe(stage: str, recipe: Recipe) -> tuple[str, ...]:
     return more
 
 
-def _inputs(recipe: Recipe, inputs: Inputs) -> dict[str, str]:
-    """The model, the data, the task, and what else every stage looks at."""
-    checkpoint = recipe.model.checkpoint
-    facts = inputs.data.describe()
-    found = {
+def _said(recipe: Recipe) -> dict[str, str]:
+    """What the recipe says that every stage looks at."""
+    return {
         "recipe seed": str(recipe.seed),
         "recipe threads": str(recipe.threads),
         "recipe task": recipe.task,
@@ -191,6 +212,14 @@ def _inputs(recipe: Recipe, inputs: Inputs) -> dict[str, str]:
             "recipe model", recipe.model.model_dump(mode="json", exclude=_MODEL_WITHOUT_EFFECT)
         ),
         **_flat("recipe data", recipe.data.model_dump(mode="json", exclude=_DATA_WITHOUT_EFFECT)),
+    }
+
+
+def _inputs(recipe: Recipe, inputs: Inputs) -> dict[str, str]:
+    """The contents of the model's, the data's and the task's files."""
+    checkpoint = recipe.model.checkpoint
+    facts = inputs.data.describe()
+    found = {
         "checkpoint": "none" if checkpoint is None else sha256_of(checkpoint),
         "data": json.dumps(
             [facts.get("fingerprint"), facts["images"], inputs.data.classes], sort_keys=True

@@ -52,11 +52,13 @@ class RunOptions:
         start: this stage and those after it are run whatever there is (--from).
         checkpoint_s: seconds between two states of a training.
         say: told which stages are kept, and why others are run.
+        began: told the name of each stage, before anything is done for it.
     """
 
     start: str | None = None
     checkpoint_s: float = CHECKPOINT_S
     say: Callable[[str], None] = _silent
+    began: Callable[[str], None] = _silent
 
 
 @dataclass(frozen=True)
@@ -265,6 +267,7 @@ def _own_record(going: _Going, stage: str, depends: dict[str, str]) -> StageReco
 
 def _done(going: _Going, stage: str) -> StageRecord:
     """Keep, take or run a stage; its record says what it left."""
+    going.options.began(stage)
     depends = going.depends(stage)
     record, reason = _found(going, stage, depends)
     if record is None:

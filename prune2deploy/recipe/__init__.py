@@ -17,12 +17,14 @@ from prune2deploy.recipe.sections import (
     ProfileSection,
     Statistics,
 )
+from prune2deploy.recipe.sweep import Combination, Sweep, SweepSection, load_sweep
 from prune2deploy.recipe.training import DistillSection, EarlyStopSection, TrainSection
 
 __all__ = [
     "TIMES",
     "AugmentSection",
     "BudgetSection",
+    "Combination",
     "DataSection",
     "DistillSection",
     "EarlyStopSection",
@@ -38,9 +40,12 @@ __all__ = [
     "ScheduleSection",
     "SearchSection",
     "Statistics",
+    "Sweep",
+    "SweepSection",
     "TrainSection",
     "dump_recipe",
     "load_recipe",
+    "load_sweep",
     "parse_recipe",
     "recipe_schema",
 ]
