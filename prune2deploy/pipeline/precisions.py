@@ -100,8 +100,14 @@ def lower_precisions(
             untrained = None
             if train is None or not int8.needs_training():
                 kept = int8.write(source, target)
+            elif (done := int8.write_trained(model, train, target)) is not None:
+                untrained, kept = done
             else:
-                untrained, kept = int8.write_trained(model, train, target)
+                log.warning(
+                    "Training for int8 made it worse on the images that decide, and so the file "
+                    "is made without it. Lower export.int8.finetune.lr, a tenth of it at first."
+                )
+                kept = int8.write(source, target)
             if section.int8.rest == "fp16":
                 kept = int8.rest_in_fp16(target)
         figures = _figures(precision, source, target, inputs, kept)
@@ -190,23 +196,22 @@ class _Int8:
 
     def write_trained(
         self, model: nn.Module, train: Train, target: Path
-    ) -> tuple[dict[str, float], dict[str, str]]:
+    ) -> tuple[dict[str, float], dict[str, str]] | None:
         """Train with int8's rounding, then write the int8 file.
 
         Returns:
-            What int8 measures on the test images without the training, and what stayed fp32.
+            What int8 measures on the test images without the training, and what stayed fp32;
+            None: the training made it worse, and nothing was written.
         """
         inputs, onnx = self.inputs, self.section.onnx
         with tempfile.TemporaryDirectory(prefix="prune2deploy-") as folder:
-            path = Path(folder) / "int8.onnx"
+            path, trained = Path(folder) / "int8.onnx", Path(folder) / "trained.onnx"
             self.all_in_int8(self.source, path)
-            test = inputs.data.loader("test", batch_size=EVALUATION_BATCH)
-            untrained = onnx_metrics(path, inputs, test, "Testing (int8, untrained)")
+            before = self.judge(path)
             aware = fold_batchnorm(model, inputs.example)
             rounding = round_like(aware, self.source, path)
             train(aware)
             rounding.remove()
-            trained = Path(folder) / "trained.onnx"
             export_model_file(
                 aware,
                 trained,
@@ -223,6 +228,14 @@ class _Int8:
                     std=inputs.data.std,
                 ),
             )
+            self.all_in_int8(trained, target)
+            after = self.judge(target)
+            log.info("int8: %.4g before its training, %.4g after it", before, after)
+            if after < before:
+                target.unlink()
+                return None
+            test = inputs.data.loader("test", batch_size=EVALUATION_BATCH)
+            untrained = onnx_metrics(path, inputs, test, "Testing (int8, untrained)")
             return untrained, self.write(trained, target)
 
 

@@ -192,7 +192,9 @@ class Int8Section(Section):
     finetune: TrainSection | None = Field(
         default=None,
         description="Quantization-aware fine-tuning: the pruned network is trained as int8 "
-        "computes it, and quantized once more. precision: auto is fp32 here.",
+        "computes it, and quantized once more; what it makes worse on validation (or training) "
+        "images is not used. Batch norms are folded, so lr should be small, such as 0.0001. "
+        "precision: auto is fp32 here.",
     )
     finetune_when: Literal["needed", "always"] = Field(
         default="needed",
