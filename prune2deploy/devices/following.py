@@ -80,7 +80,7 @@ def read_answer(device: str, text: str, code: int, follower: Follower) -> Answer
     try:
         answer: Answer = json.loads(text)
         status = answer["status"]
-    except (ValueError, KeyError, TypeError) as err:
+    except (ValueError, KeyError, TypeError, RecursionError) as err:
         raise DeviceError(
             f"Device '{device}': the probe ended with code {code} and no answer, where one JSON "
             f"document was expected. Check that its Python runs. {follower.last_words()}"
@@ -90,8 +90,15 @@ def read_answer(device: str, text: str, code: int, follower: Follower) -> Answer
             f"Device '{device}': the measurement was interrupted from outside. Run it again."
         )
     if status == "error":
-        error = answer["error"]
-        raise DeviceError(f"Device '{device}': {_error_text(error, follower)}", str(error["kind"]))
+        try:
+            error = answer["error"]
+            text, kind = _error_text(error, follower), str(error["kind"])
+        except (LookupError, TypeError, ValueError) as err:
+            raise DeviceError(
+                f"Device '{device}' tells of an error in a form that is not our probe's. Measure "
+                "again; if it stays so, look at what runs there: prune2deploy devices shell-test"
+            ) from err
+        raise DeviceError(f"Device '{device}': {text}", kind)
     return answer
 
 

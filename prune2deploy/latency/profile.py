@@ -193,7 +193,25 @@ def profile(
         place = {name: opened.place(path) for name, path in paths.items()}
         job = _job(place, opened.settings, options, precisions_of(opened.settings, paths))
         answer = _measured(opened, job, options)
-    return result_from_answer(device, paths, options, answer)
+    return result_of_device(device, paths, options, answer)
+
+
+def result_of_device(
+    device: str, paths: Mapping[str, Path], options: ProfileOptions, answer: Answer
+) -> ProfileResult:
+    """Turn the answer of a device, which may say anything, into figures.
+
+    Raises:
+        DeviceError: it is not what a probe of ours answers.
+    """
+    try:
+        return result_from_answer(device, paths, options, answer)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as err:
+        raise DeviceError(
+            f"Device '{device}' gave an answer that is not one of our probe "
+            f"({type(err).__name__}: {str(err)[:200]}). Measure again; if it stays so, look at "
+            "what runs there with: prune2deploy devices shell-test"
+        ) from err
 
 
 def options_on(settings: CommonSettings, options: ProfileOptions) -> ProfileOptions:
@@ -312,7 +330,10 @@ def _samples_ms(turns: Sequence[Mapping[str, Any]], model: int) -> Blocks:
     for turn in turns:
         if turn["model"] == model:
             blocks.setdefault(turn["block"], []).extend(turn["samples_ns"])
-    return [np.array(samples) / _NS_PER_MS for samples in blocks.values()]
+    found = [np.array(samples, np.float64) / _NS_PER_MS for samples in blocks.values()]
+    if not all(len(block) and np.isfinite(block).all() and (block > 0).all() for block in found):
+        raise ValueError("a sample that is no time")
+    return found
 
 
 def _latency(path: Path, facts: Mapping[str, Any], blocks: Blocks) -> Latency:
