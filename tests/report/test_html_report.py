@@ -212,6 +212,13 @@ def test_a_tainted_figure_is_in_doubt_and_an_interval_around_1_shows_nothing() -
     assert "no difference is shown" in " ".join(found.cards[1].lines)
 
 
+def test_a_file_as_large_as_before_is_no_smaller() -> None:
+    found = metrics()
+    same = found.after.model_copy(update={"onnx_bytes": found.before.onnx_bytes + 1})
+    run = RunContents(folder="x", metrics=found.model_copy(update={"after": same}))
+    assert "; file of the same size; " in verdict(run).headline
+
+
 def test_an_interval_of_the_accuracy_needs_a_share_of_images() -> None:
     lines = verdict(RunContents(folder="x", metrics=metrics())).cards[0].lines
     # By hand: Wilson's intervals of 0.90 and 0.88 of 1000 are 0.8799 to 0.9171 and 0.8584 to

@@ -155,6 +155,8 @@ def _size(run: RunContents) -> Card:
 def _size_said(run: RunContents) -> str:
     old, new = run.metrics.before.onnx_bytes, run.judged_bytes
     share = abs(new / old - 1) * 100
+    if round(share) == 0:
+        return "file of the same size"
     return f"file {share:.0f} % {'smaller' if new < old else 'larger'}"
 
 
