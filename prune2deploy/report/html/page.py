@@ -14,7 +14,7 @@ from markupsafe import Markup
 from prune2deploy.report.html import figures, tables
 from prune2deploy.report.html.charts import Chart
 from prune2deploy.report.html.contents import RunContents
-from prune2deploy.report.html.verdict import verdict
+from prune2deploy.report.html.verdict import accuracy_interval, verdict
 from prune2deploy.report.svg import clean
 from prune2deploy.report.tables import conditions, gate_findings
 
@@ -63,6 +63,7 @@ def run_page(run: RunContents) -> str:
         title=metrics.name,
         verdict=verdict(run),
         conditions=conditions(metrics),
+        paired_note=accuracy_interval(run) is not None,
         sections=_sections(run, shown),
         comparison=tables.comparison_table(metrics),
         findings=[gate_findings(gate) for gate in metrics.gates],
