@@ -32,6 +32,10 @@ class BudgetError(Prune2DeployError):
     """The budget cannot be reached with the channels that may be cut."""
 
 
+class SearchError(Prune2DeployError):
+    """A search for widths cannot go on, or has no such point."""
+
+
 class TrainingError(Prune2DeployError):
     """Training cannot go on, for example because the loss is no longer finite."""
 
@@ -41,7 +45,14 @@ class ExportError(Prune2DeployError):
 
 
 class DeviceError(Prune2DeployError):
-    """A device or its runtime cannot do what was asked."""
+    """A device or its runtime cannot do what was asked.
+
+    kind: the probe's word for what went wrong, such as no_gpu; None: it did not say.
+    """
+
+    def __init__(self, message: str, kind: str | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class MissingDependencyError(Prune2DeployError):

@@ -61,6 +61,13 @@ def current() -> Listener:
 
 
 @contextmanager
+def hidden() -> Iterator[None]:
+    """Show no work inside the with-block: for parts of a whole that is on display itself."""
+    with use(_QUIET):
+        yield
+
+
+@contextmanager
 def use(listener: Listener) -> Iterator[None]:
     """Show all work inside the with-block on this listener."""
     token = _listener.set(listener)

@@ -17,14 +17,16 @@ LINE = (
     "channels",
     "methods",
     "budget",
+    "search",
     "train",
     "export",
     "devices",
     "latency",
     "report",
+    "artifact",
 )
 # These use every room. Nobody else sees a recipe: below them functions take plain values.
-ABOVE_ALL = ("pipeline", "cli")
+ABOVE_ALL = ("pipeline", "sweep", "cli")
 # These stand beside the line and import only what is named.
 # The recipe's schema holds each method's options.
 BESIDE: dict[str, set[str]] = {"recipe": {"methods"}, "doctor": {"probe"}, "probe": set()}

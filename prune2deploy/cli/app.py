@@ -9,12 +9,14 @@ import typer
 
 from prune2deploy import __version__
 from prune2deploy.cli import facts, models, recipes
+from prune2deploy.cli.artifacts import compare, sign, verify
 from prune2deploy.cli.build import build
 from prune2deploy.cli.devices import devices
 from prune2deploy.cli.explain import explain
 from prune2deploy.cli.output import make_output_safe
 from prune2deploy.cli.report import report
 from prune2deploy.cli.runs import runs
+from prune2deploy.cli.sweep import sweep
 
 app = typer.Typer(
     name="prune2deploy",
@@ -26,8 +28,9 @@ app = typer.Typer(
 )
 
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Recipes": (recipes.run, report, recipes.check, recipes.init, recipes.schema),
+    "Recipes": (recipes.run, sweep, report, recipes.check, recipes.init, recipes.schema),
     "Models": (models.inspect, models.export, models.profile, explain, build),
+    "Artifacts": (verify, sign, compare),
     "Help": (facts.methods, facts.doctor),
 }
 for _panel, _commands in _PANELS.items():

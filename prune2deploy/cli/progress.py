@@ -7,13 +7,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from prune2deploy import progress
 
 if TYPE_CHECKING:
-    from rich.console import Console, Group
+    from rich.console import Console, Group, RenderableType
 
 # Shorter work is not worth a line when it is over, or a bar that only flashes up.
 _WORTH_A_LINE_S = 2.0
@@ -27,6 +27,9 @@ class Display(progress.Listener, Protocol):
 
     def say(self, text: str) -> None:
         """Show a line of text, apart from the progress."""
+
+    def pinned(self, picture: Callable[[], RenderableType]) -> AbstractContextManager[bool]:
+        """Keep a picture on show above the progress, if there is a terminal; gives whether."""
 
 
 @contextmanager
@@ -136,6 +139,10 @@ class Lines:
         self._stream.write(text + "\n")
         self._stream.flush()
 
+    def pinned(self, picture: Callable[[], RenderableType]) -> AbstractContextManager[bool]:
+        """Show no picture: lines cannot be taken back."""
+        return nullcontext(False)
+
     def _advanced(self, shown: Shown) -> None:
         now = self._clock()
         if now - self._last_line[shown] < _BETWEEN_LINES_S:
@@ -154,6 +161,7 @@ class Bars:
 
         self._clock = clock
         self._open: list[Shown] = []
+        self._pinned: Callable[[], RenderableType] | None = None
         self._lock = threading.Lock()  # work begins and ends on several threads
         self._console = console
         # What the live area shows is asked for anew at every refresh: nothing to keep in step.
@@ -174,7 +182,7 @@ class Bars:
         assert isinstance(task, Shown)
         with self._lock:
             self._open.remove(task)
-            if not self._open:
+            if not self._open and self._pinned is None:
                 self._live.stop()
         if task.elapsed_s >= _WORTH_A_LINE_S:
             self.say(task.ending())
@@ -183,17 +191,39 @@ class Bars:
         """Print a line above the bars."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    @contextmanager
+    def pinned(self, picture: Callable[[], RenderableType]) -> Iterator[bool]:
+        """Show a picture above the bars, asked for anew at every refresh."""
+        with self._lock:
+            self._pinned = picture
+            self._live.start()
+        try:
+            yield True
+        finally:
+            with self._lock:
+                self._pinned = None
+                if not self._open:
+                    self._live.stop()
+
     def stop(self) -> None:
         """Remove whatever is still on show."""
         self._live.stop()
 
     def _picture(self) -> Group:
         shown = [one for one in self._open if one.elapsed_s >= _WORTH_A_BAR_S]
-        return bars(shown, plain=not self._console.encoding.startswith("utf"))
+        below = bars(shown, plain=not self._console.encoding.startswith("utf"))
+        return below if self._pinned is None else above(self._pinned(), below)
 
 
 def _nothing(shown: Shown) -> None:
     """A bar is redrawn by the clock, not when something advances."""
+
+
+def above(picture: RenderableType, below: Group) -> Group:
+    """Return both, one above the other."""
+    from rich.console import Group
+
+    return Group(picture, below)
 
 
 def bars(work: Sequence[Shown], *, plain: bool) -> Group:

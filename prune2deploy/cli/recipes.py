@@ -15,7 +15,12 @@ from prune2deploy.cli.values import MODEL_HELP
 if TYPE_CHECKING:
     from prune2deploy.pipeline import Outlook
 
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
+RecipeArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECIPE", help="The recipe, a YAML file; or the folder of a run, for its recipe."
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -35,6 +40,13 @@ def run(
             metavar="DIR",
             help="Folder for the results.",
             show_default="runs/NAME, or the next free number if that holds another recipe's run",
+        ),
+    ] = None,
+    point: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Finish this point of the front of an earlier search; nothing is searched again.",
         ),
     ] = None,
     start: Annotated[
@@ -71,7 +83,7 @@ def run(
             from prune2deploy.recipe import load_recipe
 
         # Before the imports below, which also take time: a slip in the recipe is told first.
-        loaded = load_recipe(recipe, overrides or ())
+        loaded = load_recipe(_of_run(recipe), [*(overrides or ()), *_point(point)])
 
         from prune2deploy.pipeline import RunOptions, outlook, run_recipe, run_until
         from prune2deploy.report import results_table
@@ -94,6 +106,15 @@ def run(
         raise typer.Exit(USER_ERROR)
     if not result.gates_held:
         raise typer.Exit(GATE_FAILED)
+
+
+def _of_run(recipe: Path) -> Path:
+    """A run's folder stands for its recipe."""
+    return recipe / "recipe.yaml" if recipe.is_dir() else recipe
+
+
+def _point(number: int | None) -> list[str]:
+    return [] if number is None else [f"prune.search.point={number}"]
 
 
 def _row(stage: Outlook) -> tuple[str, str, str, str]:

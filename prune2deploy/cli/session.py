@@ -6,14 +6,18 @@ import errno
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import typer
 
 from prune2deploy import progress
 from prune2deploy.cli.progress import Display, display
 from prune2deploy.errors import Prune2DeployError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 USER_ERROR = 1
 GATE_FAILED = 3
@@ -24,15 +28,20 @@ def _silent(text: str) -> None:
     pass
 
 
+def _unseen(picture: Callable[[], RenderableType]) -> AbstractContextManager[bool]:
+    return nullcontext(False)
+
+
 @dataclass
 class Session:
     """A command at work.
 
-    say: shows a line on standard error, apart from the progress. kept: said on Ctrl-C, what
-    remains of the work.
+    say: shows a line on standard error, apart from the progress. pinned: keeps a picture on show
+    where there is a terminal. kept: said on Ctrl-C, what remains of the work.
     """
 
     say: Callable[[str], None] = _silent
+    pinned: Callable[[Callable[[], RenderableType]], AbstractContextManager[bool]] = _unseen
     kept: str = "Nothing was changed."
 
 
@@ -46,7 +55,7 @@ def session() -> Iterator[Session]:
     work = Session()
     try:
         with display() as shown, progress.use(shown), _warnings_on(shown):
-            work.say = shown.say
+            work.say, work.pinned = shown.say, shown.pinned
             yield work
     except Prune2DeployError as err:
         raise _fail(str(err)) from err

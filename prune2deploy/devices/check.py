@@ -23,6 +23,7 @@ RUNTIME_NAMES = {
     "torch": "PyTorch",
     "tensorrt": "TensorRT",
     "tensorrt_rtx": "TensorRT-RTX",
+    "trtexec": "trtexec",
 }
 # By family, what is worth a word in one line: it decides how fast int8 and fp32 are.
 _TELLING = {
@@ -178,7 +179,7 @@ def _how_to_get(
             f"it crashes when it is imported, by signal {_signal_name(number)}; install another "
             "version of it, or a build for this processor"
         )
-    if runtime.startswith("tensorrt"):
+    if runtime.startswith(("tensorrt", "trtexec")):
         if kind != "jetson" and not machine.get("gpu"):
             return "needs an NVIDIA GPU, and none was found"
         if runtime == "tensorrt_rtx" and kind != "x86":

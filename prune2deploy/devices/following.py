@@ -90,7 +90,8 @@ def read_answer(device: str, text: str, code: int, follower: Follower) -> Answer
             f"Device '{device}': the measurement was interrupted from outside. Run it again."
         )
     if status == "error":
-        raise DeviceError(f"Device '{device}': {_error_text(answer['error'], follower)}")
+        error = answer["error"]
+        raise DeviceError(f"Device '{device}': {_error_text(error, follower)}", str(error["kind"]))
     return answer
 
 

@@ -14,8 +14,9 @@ class CommonSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    runtime: Literal["onnxruntime", "torch", "tensorrt", "tensorrt_rtx"] = Field(
-        default="onnxruntime", description="What runs the models there."
+    runtime: Literal["onnxruntime", "torch", "tensorrt", "tensorrt_rtx", "trtexec"] = Field(
+        default="onnxruntime",
+        description="What runs the models there; trtexec is for boards without TensorRT's Python.",
     )
     threads: int = Field(default=1, ge=1, description="Threads of the runtime.")
     cores: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(

@@ -6,7 +6,9 @@ from prune2deploy.latency.campaign import Campaign, Failure, profile_devices
 from prune2deploy.latency.format import format_result
 from prune2deploy.latency.kept import ResultFolder, keep_layers
 from prune2deploy.latency.layers import LayersResult, format_layers, profile_layers
+from prune2deploy.latency.outputs import outputs_on
 from prune2deploy.latency.profile import (
+    NVIDIA,
     Latency,
     ProfileOptions,
     ProfileResult,
@@ -15,6 +17,7 @@ from prune2deploy.latency.profile import (
 )
 
 __all__ = [
+    "NVIDIA",
     "Campaign",
     "Failure",
     "Latency",
@@ -26,6 +29,7 @@ __all__ = [
     "format_layers",
     "format_result",
     "keep_layers",
+    "outputs_on",
     "profile",
     "profile_devices",
     "profile_layers",

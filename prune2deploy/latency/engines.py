@@ -11,7 +11,7 @@ from typing import Any
 from prune2deploy import progress
 from prune2deploy.devices import Devices, load_devices, open_device
 from prune2deploy.errors import DeviceError
-from prune2deploy.export.precision import precision_of
+from prune2deploy.export.precision import made_for_onnx_runtime, precision_of
 from prune2deploy.latency.profile import NVIDIA as RUNTIMES
 
 _LIMIT_S = 3600.0
@@ -41,8 +41,19 @@ class Engine:
 
 
 def file_precision(path: Path) -> str:
-    """In which precision a file computes: the lowest that any of its layers has."""
+    """In which precision an engine of a file computes: the lowest that any of its layers has.
+
+    Raises:
+        DeviceError: it is int8 for another runtime.
+    """
     counts = precision_of(path)
+    if counts["int8"].layers and made_for_onnx_runtime(path):
+        raise DeviceError(
+            f"{path} is int8 for ONNX Runtime (uint8 activations, or zero points that are not 0), "
+            "which TensorRT does not parse. Quantize for TensorRT: name a device with it in "
+            "profile.on, and export.precision: int8 is made for it; in Python "
+            "to_int8(..., runtime='tensorrt')."
+        )
     return "int8" if counts["int8"].layers else "fp16" if counts["fp16"].layers else "fp32"
 
 

@@ -102,8 +102,8 @@ def _details(result: ProfileResult) -> Table:
             one.name,
             str(one.batch),
             str(one.samples),
-            f"{one.load_ms:.1f}",
-            f"{one.first_run_ms:.1f}",
+            "" if one.load_ms is None else f"{one.load_ms:.1f}",
+            "" if one.first_run_ms is None else f"{one.first_run_ms:.1f}",
             "unknown" if one.peak_memory_mb is None else f"{one.peak_memory_mb:.0f}",
         ]
         table.add_row(*map(Text, cells + [_energy(one)] * known))

@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 Interval = tuple[float, float]
 NVIDIA = ("tensorrt", "tensorrt_rtx")
+BUILT = (*NVIDIA, "trtexec")
+"""Runtimes that have to be told the precision of a file."""
 _NS_PER_MS = 1e6
 
 
@@ -39,7 +41,8 @@ class ProfileOptions:
     """How to measure. The defaults suit a single image on one core.
 
     `min_samples` is at least what a 90th percentile needs; 662 make a 99th possible. What is None,
-    and `pin` "device", is as the device's entry in devices.yaml has it.
+    and `pin` "device", is as the device's entry in devices.yaml has it. `engine`: options of the
+    build, of the probe's BUILD_OPTIONS, for devices with TensorRT.
 
     Raises:
         DeviceError: a value is out of its range.
@@ -57,6 +60,7 @@ class ProfileOptions:
     warmup_min_s: float = 0.5
     warmup_max_s: float = 10.0
     time_limit_s: float = 900.0
+    engine: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         floors = {
@@ -103,8 +107,8 @@ class Latency:
     mean_ms: float
     std_ms: float
     throughput_per_s: float
-    load_ms: float
-    first_run_ms: float
+    load_ms: float | None
+    first_run_ms: float | None
     warmup_runs: int
     warmup_settled: bool
     peak_memory_mb: float | None
@@ -245,7 +249,7 @@ def _named(paths: Sequence[Path]) -> dict[str, Path]:
 
 def precisions_of(settings: CommonSettings, paths: Mapping[str, Path]) -> list[str]:
     """In which precision each file computes, where the runtime has to be told; else nothing."""
-    if settings.runtime not in NVIDIA:
+    if settings.runtime not in BUILT:
         return []
     from prune2deploy.latency.engines import file_precision
 
@@ -259,12 +263,12 @@ def _job(
     precisions: Sequence[str],
 ) -> dict[str, Any]:
     asked = asdict(options)
-    del asked["time_limit_s"]  # the device's business
+    del asked["time_limit_s"], asked["engine"]  # the device's business, and the models'
     models: list[dict[str, Any]] = [{"name": name, "path": path} for name, path in places.items()]
-    if settings.runtime in NVIDIA:
+    if settings.runtime in BUILT:
         # Each in the precision that its file says; a build that gives another one is refused.
         for model, precision in zip(models, precisions, strict=True):
-            model["engine"] = {"precision": precision}
+            model["engine"] = {**options.engine, "precision": precision}
     return {
         "models": models,
         "runtime": settings.runtime,
@@ -342,8 +346,8 @@ def _latency(path: Path, facts: Mapping[str, Any], blocks: Blocks) -> Latency:
         mean_ms=float(pooled.mean()),
         std_ms=float(pooled.std(ddof=1)),
         throughput_per_s=batch * 1000 / float(pooled.mean()),
-        load_ms=facts["load_ns"] / _NS_PER_MS,
-        first_run_ms=facts["first_run_ns"] / _NS_PER_MS,
+        load_ms=_ms(facts["load_ns"]),
+        first_run_ms=_ms(facts["first_run_ns"]),
         warmup_runs=facts["warmup"]["runs"],
         warmup_settled=facts["warmup"]["settled"],
         peak_memory_mb=peak_kb * 1024 / 1e6 if read else None,
@@ -354,6 +358,10 @@ def _latency(path: Path, facts: Mapping[str, Any], blocks: Blocks) -> Latency:
         sha256=facts["sha256"],
         **figures,
     )
+
+
+def _ms(ns: float | None) -> float | None:
+    return None if ns is None else ns / _NS_PER_MS
 
 
 def _speedups(names: list[str], turns: Sequence[Mapping[str, Any]]) -> list[Speedup]:

@@ -301,7 +301,24 @@ def _drift(answer: Answer, typical: Floats) -> list[str]:
     ]
 
 
+def _not_in_turns(answer: Answer) -> list[str]:
+    """What trtexec measures is for want of anything better."""
+    if answer.get("in_turns", True):
+        return []
+    version = answer["versions"]["trtexec"]
+    flags = " ".join(
+        flag
+        for flag in answer["models"][0]["setup"]["flags"]
+        if not flag.startswith(("--onnx=", "--saveEngine=", "--exportTimes="))
+    )
+    return [
+        f"trtexec {version} measured one model after the other, not in turns, and starts an "
+        f"inference before the last has answered ({flags})"
+    ]
+
+
 _RULES: tuple[Rule, ...] = (
+    _not_in_turns,
     _throttled,
     _overcurrent,
     _pi,

@@ -14,6 +14,7 @@ from typing import Any
 import prune2deploy
 from prune2deploy.devices import Devices
 from prune2deploy.methods import METHODS
+from prune2deploy.pipeline.engines import engine_devices
 from prune2deploy.pipeline.folder import sha256_of
 from prune2deploy.pipeline.inputs import Inputs
 from prune2deploy.pipeline.processes import trains
@@ -54,7 +55,14 @@ KINDS = {
     for kind in (
         StageKind("pretrain", recipe=("pretrain",)),
         StageKind("original", after=("pretrain",)),
-        StageKind("prune", after=("pretrain",), recipe=("prune",), rooms=_CUT),
+        StageKind(
+            "search",
+            after=("pretrain",),
+            recipe=("searched",),
+            rooms=(*_CUT, "search", "report"),
+            packages=(*_PACKAGES, "optuna", "matplotlib"),
+        ),
+        StageKind("prune", after=("pretrain", "search"), recipe=("prune",), rooms=_CUT),
         StageKind("finetune", after=("pretrain", "prune"), recipe=("finetune",), rooms=_CUT),
         StageKind(
             "export",
@@ -72,16 +80,33 @@ KINDS = {
             devices=True,
         ),
         StageKind(
+            "engines",
+            after=("export", "precisions"),
+            recipe=("export.engines", "prune.budget.pattern"),
+            rooms=_MEASURED,
+            packages=_ONNX,
+            devices=True,
+        ),
+        StageKind(
             "profile",
             after=("export", "precisions"),
-            recipe=("profile",),
+            recipe=("profile", "export.engines"),
             rooms=_MEASURED,
             packages=_ONNX,
             devices=True,
         ),
         StageKind(
             "report",
-            after=("pretrain", "prune", "finetune", "export", "precisions", "profile"),
+            after=(
+                "pretrain",
+                "search",
+                "prune",
+                "finetune",
+                "export",
+                "precisions",
+                "engines",
+                "profile",
+            ),
             recipe=("name", "gates", "export", "prune", "profile"),
             rooms=(*_WRITTEN, "report", "latency"),
             packages=(*_PACKAGES, *_ONNX),
@@ -91,12 +116,17 @@ KINDS = {
 """Every stage, in order."""
 
 
-def stages_of(recipe: Recipe) -> list[str]:
-    """The stages that a recipe has, in order."""
+def stages_of(recipe: Recipe, devices: Devices | None = None) -> list[str]:
+    """The stages that a recipe has, in order.
+
+    devices: those of this machine; None: engines, which only some devices have, are left out.
+    """
     absent = {
         "pretrain": recipe.pretrain is None,
+        "search": recipe.prune.search is None,
         "finetune": recipe.finetune is None,
         "precisions": not recipe.export.lower,
+        "engines": devices is None or not engine_devices(recipe, devices),
     }
     return [name for name in KINDS if not absent.get(name, False)]
 
@@ -113,14 +143,13 @@ def depends_of(
     contents: of the stages that are finished.
     """
     kind = KINDS[stage]
-    found = dict(_inputs(recipe, inputs))
-    more = ("train",) if trains(stage, recipe) else ()
-    for key in (*kind.recipe, *more, *_more_of_the_recipe(stage, recipe)):
-        found.update(_flat(f"recipe {key}", _at(recipe, key)))
+    found = {**_said(recipe), **_inputs(recipe, inputs), **_asked(stage, recipe)}
     found["code"] = code_of(kind.rooms)
     found.update({f"package {name}": _version(name) for name in kind.packages})
     if kind.devices or _is_timed(stage, recipe):
-        names = dict.fromkeys([*recipe.profile.on, *recipe.prune.budget.on])
+        searched = [] if recipe.prune.search is None else [recipe.prune.search.on]
+        asked = [*recipe.profile.on, *recipe.prune.budget.on, *recipe.export.engines.on, *searched]
+        names = dict.fromkeys(asked)
         for name in names:
             settings = devices[name].model_dump(mode="json", exclude=_DEVICE_WITHOUT_EFFECT)
             found.update(_flat(f"device {name}", settings))
@@ -128,12 +157,39 @@ def depends_of(
     return found
 
 
+def shared_keys(recipe: Recipe) -> dict[str, str]:
+    """Per stage a text that two recipes have in common if one can take the stage from the other.
+
+    Only the recipe is looked at: files, devices and code are taken to stay as they are.
+    """
+    paths = {"checkpoint": str(recipe.model.checkpoint), "root": str(recipe.data.root)}
+    found: dict[str, str] = {}
+    for stage in stages_of(recipe):
+        before = {name: found[name] for name in KINDS[stage].after if name in found}
+        asked = {**paths, **_said(recipe), **_asked(stage, recipe), **before}
+        found[stage] = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    return found
+
+
+def _asked(stage: str, recipe: Recipe) -> dict[str, str]:
+    """What the recipe says of this stage."""
+    found: dict[str, str] = {}
+    more = ("train",) if trains(stage, recipe) else ()
+    for key in (*KINDS[stage].recipe, *more, *_more_of_the_recipe(stage, recipe)):
+        found.update(_flat(f"recipe {key}", _at(recipe, key)))
+    return found
+
+
 def _is_timed(stage: str, recipe: Recipe) -> bool:
-    return stage == "prune" and recipe.prune.budget.timed
+    search = recipe.prune.search
+    searched = stage == "search" and search is not None and search.cost == "latency"
+    return searched or (stage == "prune" and recipe.prune.budget.timed)
 
 
 def _more_of_the_recipe(stage: str, recipe: Recipe) -> tuple[str, ...]:
     """Keys that a stage looks at only in some recipes."""
+    if stage == "search" and _is_timed(stage, recipe):
+        return ("export.onnx", "profile.threads")
     if stage != "prune":
         return ()
     more: tuple[str, ...] = ()
@@ -146,11 +202,9 @@ def _more_of_the_recipe(stage: str, recipe: Recipe) -> tuple[str, ...]:
     return more
 
 
-def _inputs(recipe: Recipe, inputs: Inputs) -> dict[str, str]:
-    """The model, the data, the task, and what else every stage looks at."""
-    checkpoint = recipe.model.checkpoint
-    facts = inputs.data.describe()
-    found = {
+def _said(recipe: Recipe) -> dict[str, str]:
+    """What the recipe says that every stage looks at."""
+    return {
         "recipe seed": str(recipe.seed),
         "recipe threads": str(recipe.threads),
         "recipe task": recipe.task,
@@ -158,6 +212,14 @@ def _inputs(recipe: Recipe, inputs: Inputs) -> dict[str, str]:
             "recipe model", recipe.model.model_dump(mode="json", exclude=_MODEL_WITHOUT_EFFECT)
         ),
         **_flat("recipe data", recipe.data.model_dump(mode="json", exclude=_DATA_WITHOUT_EFFECT)),
+    }
+
+
+def _inputs(recipe: Recipe, inputs: Inputs) -> dict[str, str]:
+    """The contents of the model's, the data's and the task's files."""
+    checkpoint = recipe.model.checkpoint
+    facts = inputs.data.describe()
+    found = {
         "checkpoint": "none" if checkpoint is None else sha256_of(checkpoint),
         "data": json.dumps(
             [facts.get("fingerprint"), facts["images"], inputs.data.classes], sort_keys=True
@@ -178,10 +240,24 @@ def _at(recipe: Recipe, key: str) -> Any:
     if key == "finetune_present":
         # Without it the prune stage's weights are the final ones, and are named so.
         return recipe.finetune is not None
+    if key == "searched":
+        return _searched(recipe)
     value: Any = recipe
     for part in key.split("."):
         value = getattr(value, part)
     return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+
+
+def _searched(recipe: Recipe) -> dict[str, Any]:
+    """What a search looks at: neither which point is taken, nor where its trials are."""
+    section = recipe.prune
+    assert section.search is not None
+    without = {"budget": True, "compensate": True, "recalibrate": True}
+    found = section.model_dump(
+        mode="json", exclude={**without, "search": {"point", "storage", "shares"}}
+    )
+    size = "params" if section.search.cost == "params" else "macs"
+    return {**found, "shares": list(section.search.bounds(getattr(section.budget, size)))}
 
 
 def _flat(name: str, value: Any) -> dict[str, str]:

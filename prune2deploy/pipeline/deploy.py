@@ -74,19 +74,21 @@ def _batch_norms_in(path: Path) -> int:
     return sum(node.op_type == "BatchNormalization" for node in nodes)
 
 
-def devices_for(section: ProfileSection) -> Devices:
+def devices_for(section: ProfileSection, others: Sequence[str] = ()) -> Devices:
     """Return this machine's devices, among them all that the recipe names.
+
+    others: named elsewhere than in profile.on.
 
     Raises:
         DeviceError: it names others, or a devices.yaml is not as it should be.
     """
     known = load_devices()
-    unknown = [name for name in section.on if name not in known]
+    unknown = [name for name in dict.fromkeys([*section.on, *others]) if name not in known]
     if unknown:
         one = unknown[0]
         named = ", ".join(f"'{name}'" for name in unknown)
         raise DeviceError(
-            f"profile.on names {named}, and no such device is known here. "
+            f"The recipe names {named}, and no such device is known here. "
             f"{nearest_name_hint(one, known)} Add it with: prune2deploy devices add {one} "
             "--host HOST, or measure elsewhere: --set profile.on=[local]"
         )
@@ -100,17 +102,21 @@ def profile_networks(
     seed: int,
     devices: Devices,
     folder: Path,
+    engine: Mapping[str, object],
 ) -> Campaign:
     """Time the networks on each device of the recipe; the first is the baseline.
 
     What was measured there before, of the same files in the same way, is not measured again.
 
-    folder: the run's; each device's samples are in it as soon as it is done.
+    engine: options of engines, for devices that build them. folder: the run's; each device's
+    samples are in it as soon as it is done.
     """
     return profile_devices(
         models,
         section.on,
-        options=ProfileOptions(threads=section.threads, min_time_s=section.min_time_s, seed=seed),
+        options=ProfileOptions(
+            threads=section.threads, min_time_s=section.min_time_s, seed=seed, engine=engine
+        ),
         devices=devices,
         retries=section.retries,
         folder=ResultFolder(folder, say=log.info),

@@ -17,6 +17,7 @@ from prune2deploy.data import Loader
 from prune2deploy.devices import CommonSettings
 from prune2deploy.errors import ExportError
 from prune2deploy.export import export_model_file, fold_batchnorm, onnx_metadata
+from prune2deploy.export.onnx import write_whole
 from prune2deploy.export.parity import OnnxModel
 from prune2deploy.export.precision import (
     Runtime,
@@ -27,7 +28,7 @@ from prune2deploy.export.precision import (
     to_int8,
     to_int8_within,
 )
-from prune2deploy.latency.profile import NVIDIA
+from prune2deploy.latency.profile import BUILT
 from prune2deploy.pipeline.inputs import EVALUATION_BATCH, Inputs
 from prune2deploy.recipe import ExportSection
 from prune2deploy.report import PrecisionFigures
@@ -99,15 +100,23 @@ def lower_precisions(
             untrained = None
             if train is None or not int8.needs_training():
                 kept = int8.write(source, target)
+            elif (done := int8.write_trained(model, train, target)) is not None:
+                untrained, kept = done
             else:
-                untrained, kept = int8.write_trained(model, train, target)
+                log.warning(
+                    "Training for int8 made it worse on the images that decide, and so the file "
+                    "is made without it. Lower export.int8.finetune.lr, a tenth of it at first."
+                )
+                kept = int8.write(source, target)
+            if section.int8.rest == "fp16":
+                kept = int8.rest_in_fp16(target)
         figures = _figures(precision, source, target, inputs, kept)
         found.append(figures.model_copy(update={"without_training": untrained}))
     return found
 
 
 def _kind(devices: Sequence[CommonSettings]) -> Runtime:
-    return "tensorrt" if any(one.runtime in NVIDIA for one in devices) else "onnxruntime"
+    return "tensorrt" if any(one.runtime in BUILT for one in devices) else "onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -168,25 +177,41 @@ class _Int8:
             for one in held.given_back
         }
 
+    def rest_in_fp16(self, target: Path) -> dict[str, str]:
+        """Let what is not int8 in a file compute in fp16; returns what stays fp32, and why.
+
+        Raises:
+            ExportError: the file is for ONNX Runtime on a CPU, or cannot be converted.
+        """
+        if self.runtime != "tensorrt":
+            raise ExportError(
+                "export.int8.rest: fp16 is for TensorRT, and no device of profile.on has it. On a "
+                "CPU fp16 is computed in fp32; remove it."
+            )
+        with tempfile.TemporaryDirectory(prefix="prune2deploy-") as folder:
+            path = Path(folder) / "mixed.onnx"
+            mixed = to_fp16(target, path, batches=self.images)
+            write_whole(target, path.read_bytes())
+        return dict(mixed.kept)
+
     def write_trained(
         self, model: nn.Module, train: Train, target: Path
-    ) -> tuple[dict[str, float], dict[str, str]]:
+    ) -> tuple[dict[str, float], dict[str, str]] | None:
         """Train with int8's rounding, then write the int8 file.
 
         Returns:
-            What int8 measures on the test images without the training, and what stayed fp32.
+            What int8 measures on the test images without the training, and what stayed fp32;
+            None: the training made it worse, and nothing was written.
         """
         inputs, onnx = self.inputs, self.section.onnx
         with tempfile.TemporaryDirectory(prefix="prune2deploy-") as folder:
-            path = Path(folder) / "int8.onnx"
+            path, trained = Path(folder) / "int8.onnx", Path(folder) / "trained.onnx"
             self.all_in_int8(self.source, path)
-            test = inputs.data.loader("test", batch_size=EVALUATION_BATCH)
-            untrained = onnx_metrics(path, inputs, test, "Testing (int8, untrained)")
+            before = self.judge(path)
             aware = fold_batchnorm(model, inputs.example)
             rounding = round_like(aware, self.source, path)
             train(aware)
             rounding.remove()
-            trained = Path(folder) / "trained.onnx"
             export_model_file(
                 aware,
                 trained,
@@ -203,6 +228,14 @@ class _Int8:
                     std=inputs.data.std,
                 ),
             )
+            self.all_in_int8(trained, target)
+            after = self.judge(target)
+            log.info("int8: %.4g before its training, %.4g after it", before, after)
+            if after < before:
+                target.unlink()
+                return None
+            test = inputs.data.loader("test", batch_size=EVALUATION_BATCH)
+            untrained = onnx_metrics(path, inputs, test, "Testing (int8, untrained)")
             return untrained, self.write(trained, target)
 
 

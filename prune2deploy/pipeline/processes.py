@@ -35,9 +35,11 @@ def started_from_outside() -> bool:
 
 def trains(stage: str, recipe: Recipe) -> bool:
     """Whether all processes take part in a stage."""
+    section = recipe.prune
+    if stage == "search" or (section.search is not None and stage == "prune"):
+        return False  # training for the method is then done by one process
     if stage != "prune":
         return stage in ("pretrain", "finetune")
-    section = recipe.prune
     between = section.schedule.rounds > 1 and section.schedule.finetune_epochs > 0
     retrained = METHODS[section.method].rounds == "train"
     return section.train is not None or between or retrained

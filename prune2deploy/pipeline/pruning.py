@@ -33,7 +33,7 @@ from prune2deploy.pipeline.planning import (
     prepare,
     rounding,
 )
-from prune2deploy.pipeline.timed_budget import goals_of, notes_of, plan_for_time
+from prune2deploy.pipeline.timed_budget import Export, goals_of, notes_of, plan_for_time
 from prune2deploy.recipe import TIMES, Recipe
 from prune2deploy.train import Checkpoint, evaluate, fit, recalibrate_batchnorm
 
@@ -99,7 +99,7 @@ def prune(
     if section.train is not None:
         model = copy.deepcopy(model)
         graph = trace(model, inputs.example, section.exclude)
-        _train_with_hooks(recipe, inputs, model, teacher, method, graph, checkpoints)
+        train_with_hooks(recipe, inputs, model, teacher, method, graph, checkpoints)
     total: Plan | None = None
     rounds = section.schedule.rounds
     for number in range(1, rounds + 1):
@@ -110,11 +110,11 @@ def prune(
         else:
             step = _sized(recipe, inputs, method, graph, start, number)
         if edits_weights(method):
-            images = functools.partial(_images, recipe, inputs)
+            images = functools.partial(training_images, recipe, inputs)
             graph = replace(graph, model=prepare(graph, step, method, images=images))
         if section.compensate:
-            graph = _compensated(recipe, inputs, graph, step)
-        model = _checked_cut(graph, step)
+            graph = compensated(recipe, inputs, graph, step)
+        model = checked_cut(graph, step)
         total = step if total is None else total.then(step)
         if section.recalibrate:
             recalibrate(recipe, inputs, model)
@@ -139,7 +139,7 @@ def _sized(
         round_to=rounding(section.round_to),
         min_channels=section.min_channels,
         normalize=section.normalize,
-        images=lambda count, size: _images(recipe, inputs, count, size),
+        images=lambda count, size: training_images(recipe, inputs, count, size),
         losses=lambda model, count, size: _losses(recipe, inputs, model, count, size),
         judge=lambda model: _judged(recipe, inputs, model),
         original=start,
@@ -149,14 +149,8 @@ def _sized(
 def _timed(recipe: Recipe, inputs: Inputs, method: Method[Any], graph: Graph) -> Plan:
     """The plan for a budget of time, measured on its devices."""
     section = recipe.prune
-    context = Context(
-        graph,
-        lambda count, size: _images(recipe, inputs, count, size),
-        lambda model, count, size: _losses(recipe, inputs, model, count, size),
-        lambda model: _judged(recipe, inputs, model),
-    )
-    scores = channel_scores(context, method, section.normalize)
-    budget, onnx = section.budget, recipe.export.onnx
+    scores = channel_scores(context_of(recipe, inputs, graph), method, section.normalize)
+    budget = section.budget
     asked = {key: float(value) for key, value in budget.asked().items() if key in TIMES}  # type: ignore[arg-type]
     limits = [
         (cost, share * cost(graph.full))
@@ -169,16 +163,7 @@ def _timed(recipe: Recipe, inputs: Inputs, method: Method[Any], graph: Graph) ->
         goals_of(asked, budget.on),
         devices=load_devices(),
         options=ProfileOptions(threads=recipe.profile.threads, seed=recipe.seed),
-        export=lambda model, path: export_model_file(
-            model,
-            path,
-            input_shape=inputs.data.input_shape,
-            batch=onnx.batch,
-            opset=onnx.opset,
-            simplify=onnx.simplify,
-            tolerance=onnx.tolerance,
-            outputs=inputs.task.outputs,
-        ),
+        export=exporter(recipe, inputs),
         min_channels=section.min_channels,
         round_to=None if section.round_to == "auto" else section.round_to,
         limits=limits,
@@ -187,10 +172,35 @@ def _timed(recipe: Recipe, inputs: Inputs, method: Method[Any], graph: Graph) ->
     return replace(found.plan, notes=tuple(notes))
 
 
-def _compensated(recipe: Recipe, inputs: Inputs, graph: Graph, step: Plan) -> Graph:
+def context_of(recipe: Recipe, inputs: Inputs, graph: Graph) -> Context:
+    """What the scores of a graph may look at."""
+    return Context(
+        graph,
+        lambda count, size: training_images(recipe, inputs, count, size),
+        lambda model, count, size: _losses(recipe, inputs, model, count, size),
+        lambda model: _judged(recipe, inputs, model),
+    )
+
+
+def exporter(recipe: Recipe, inputs: Inputs) -> Export:
+    """What writes a model as the ONNX file that is measured."""
+    onnx = recipe.export.onnx
+    return lambda model, path: export_model_file(
+        model,
+        path,
+        input_shape=inputs.data.input_shape,
+        batch=onnx.batch,
+        opset=onnx.opset,
+        simplify=onnx.simplify,
+        tolerance=onnx.tolerance,
+        outputs=inputs.task.outputs,
+    )
+
+
+def compensated(recipe: Recipe, inputs: Inputs, graph: Graph, step: Plan) -> Graph:
     """The graph of a copy of the model whose biases make up for what the cut takes away."""
     ready = replace(graph, model=copy.deepcopy(graph.model))
-    images = _images(recipe, inputs, _COMPENSATION, recipe.data.batch_size)
+    images = training_images(recipe, inputs, _COMPENSATION, recipe.data.batch_size)
     without = compensate(ready, ready.kept(step), images)
     if without:
         log.info("Neither bias nor batch norm to compensate with: %s", ", ".join(without))
@@ -210,7 +220,7 @@ def _judged(recipe: Recipe, inputs: Inputs, model: nn.Module) -> float:
     return value if inputs.task.higher_is_better else -value
 
 
-def _checked_cut(graph: Graph, step: Plan) -> nn.Module:
+def checked_cut(graph: Graph, step: Plan) -> nn.Module:
     trial = try_plan(graph.model, step, graph.inputs)
     if not trial.held:
         raise ModelError(
@@ -231,7 +241,7 @@ def _round_budget(budget: Mapping[str, Share], number: int, rounds: int) -> Mapp
     return {unit: share**part}
 
 
-def _images(recipe: Recipe, inputs: Inputs, count: int, size: int) -> Iterable[Tensor]:
+def training_images(recipe: Recipe, inputs: Inputs, count: int, size: int) -> Iterable[Tensor]:
     """Training images without augmentation, in an order drawn with the seed."""
     return (images for images, _ in _samples(recipe, inputs, count, size))
 
@@ -263,7 +273,7 @@ def recalibrate(recipe: Recipe, inputs: Inputs, model: nn.Module) -> None:
     recalibrate_batchnorm(model, islice(iter(loader), batches), min(batches, len(loader)))
 
 
-def _train_with_hooks(
+def train_with_hooks(
     recipe: Recipe,
     inputs: Inputs,
     model: nn.Module,

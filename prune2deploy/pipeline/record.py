@@ -15,6 +15,7 @@ from prune2deploy import __version__
 from prune2deploy.doctor.machine import examine_machine
 from prune2deploy.latency import Campaign
 from prune2deploy.pipeline import folder as files
+from prune2deploy.pipeline.engines import not_judged
 from prune2deploy.pipeline.folder import sha256_of
 from prune2deploy.pipeline.gates import check_gates
 from prune2deploy.pipeline.inputs import Inputs
@@ -22,8 +23,10 @@ from prune2deploy.pipeline.pruning import Pruned
 from prune2deploy.pipeline.weights import layer_weights
 from prune2deploy.recipe import Recipe
 from prune2deploy.report import (
+    EngineFigures,
     FileRecord,
     FrozenChannels,
+    GateResult,
     GroupChoice,
     LatencyFailure,
     LayerWeights,
@@ -45,6 +48,7 @@ def gather_metrics(
     before: NetworkFigures,
     after: NetworkFigures,
     precisions: list[PrecisionFigures],
+    engines: list[EngineFigures],
     campaign: Campaign,
     stages: list[Stage],
     seconds: dict[str, float],
@@ -66,6 +70,7 @@ def gather_metrics(
         allow_tainted=recipe.profile.allow_tainted,
         onnx_bytes=judged.onnx_bytes,
     )
+    gates += _engine_gate(recipe, engines)
     checkpoint = recipe.model.checkpoint
     return Metrics(
         name=recipe.name,
@@ -86,6 +91,7 @@ def gather_metrics(
         before=before,
         after=after,
         precisions=precisions,
+        engines=engines,
         gated_precision=gated,
         pruning=_pruning(recipe, pruned, frozen, unknown_ops, before, after),
         latency=latency,
@@ -98,10 +104,28 @@ def gather_metrics(
     )
 
 
+def _engine_gate(recipe: Recipe, engines: list[EngineFigures]) -> list[GateResult]:
+    """What an engine answers was compared; one that could not be is not as good as one that was."""
+    if not engines:
+        return []
+    found = [one.agreement for one in engines if one.agreement is not None]
+    note = not_judged(engines)
+    return [
+        GateResult(
+            name="engines_agree",
+            held=note is None,
+            found=min(found, default=None),
+            limit=recipe.export.engines.min_agreement,
+            note=note,
+        )
+    ]
+
+
 def _files(folder: Path, devices: list[str]) -> dict[str, FileRecord]:
     """Hashes by name. Files that grow or are written after this are not in the list."""
     later = (files.LOG, files.METRICS, files.SUMMARY, files.REPORT, files.LOCK)
     paths = [path for path in folder.iterdir() if path.is_file() and path.name not in later]
+    paths += [path for path in (folder / files.ENGINES).rglob("*") if path.is_file()]
     paths += [folder / files.LATENCY / f"{device}.json" for device in devices]
     return {
         path.relative_to(folder).as_posix(): FileRecord(

@@ -53,11 +53,13 @@ class RunOptions:
         start: this stage and those after it are run whatever there is (--from).
         checkpoint_s: seconds between two states of a training.
         say: told which stages are kept, and why others are run.
+        began: told the name of each stage, before anything is done for it.
     """
 
     start: str | None = None
     checkpoint_s: float = CHECKPOINT_S
     say: Callable[[str], None] = _silent
+    began: Callable[[str], None] = _silent
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,8 @@ def outlook(
 def _begin(
     recipe: Recipe, output: Path | None, options: RunOptions, until: str | None = None
 ) -> _Going:
-    stages = stages_of(recipe)
+    devices = devices_for(recipe.profile, [*recipe.export.engines.on, *recipe.prune.budget.on])
+    stages = stages_of(recipe, devices)
     for option, name in (("--from", options.start), ("--until", until)):
         if name is not None and name not in stages:
             raise RecipeError(
@@ -208,7 +211,6 @@ def _begin(
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     check_tracking(recipe.log)
-    devices = devices_for(recipe.profile)
     # Opened first: a recipe that does not fit its files leaves no folder behind.
     inputs = open_inputs(recipe)
     again = options.start is not None
@@ -268,6 +270,7 @@ def _own_record(going: _Going, stage: str, depends: dict[str, str]) -> StageReco
 
 def _done(going: _Going, stage: str) -> StageRecord:
     """Keep, take or run a stage; its record says what it left."""
+    going.options.began(stage)
     depends = going.depends(stage)
     record, reason = _found(going, stage, depends)
     if record is None:
@@ -289,6 +292,9 @@ def _run(going: _Going, stage: str, depends: dict[str, str]) -> StageRecord:
         shutil.rmtree(job.folder.file(files.WORK), ignore_errors=True)
         if stage == "profile":
             _set_measurements_aside(job.folder)
+        journal = job.folder.file(files.JOURNAL)
+        if stage == "search" and journal.exists():
+            journal.replace(journal.with_name(journal.name + ".old"))
     assert going.tracker is not None
     going.tracker.open()
     start = time.perf_counter()

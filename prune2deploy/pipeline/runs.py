@@ -78,7 +78,7 @@ def facts_of(folder: Path) -> RunFacts:
     touched = datetime.datetime.fromtimestamp(folder.stat().st_mtime).astimezone()
     return RunFacts(
         folder,
-        _state(RunFolder(folder)),
+        state_of(folder),
         tuple(records),
         max(stamps, default=touched),
         sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
@@ -86,7 +86,9 @@ def facts_of(folder: Path) -> RunFacts:
     )
 
 
-def _state(folder: RunFolder) -> State:
+def state_of(path: Path) -> State:
+    """Whether the run in a folder came to its end, or somebody is at work on it."""
+    folder = RunFolder(path)
     try:
         with folder.file(LOCK).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

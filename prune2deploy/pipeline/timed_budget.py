@@ -47,7 +47,7 @@ class Goal:
 
 
 @dataclass
-class _Target:
+class Predicted:
     """One device with what is known of its times. original_us: measured, whole, by the clock."""
 
     goal: Goal
@@ -137,7 +137,7 @@ def plan_for_time(
         folder = Path(name)
         original = folder / "original.onnx"
         export(graph.model, original)
-        targets = [_target(graph, goal, original, devices, options) for goal in goals]
+        targets = [predicted_time(graph, goal, original, devices, options) for goal in goals]
         step = round_to or max(_step(target) for target in targets)
         widths = [
             Widths(group.name, allowed_counts(graph.width_steps(n, step), min_channels))
@@ -146,13 +146,13 @@ def plan_for_time(
         return _rounds(graph, scores, widths, targets, original, devices, options, export, limits)
 
 
-def _step(target: _Target) -> int:
+def _step(target: Predicted) -> int:
     return target.predictor.table.step or 1
 
 
-def _target(
+def predicted_time(
     graph: Graph, goal: Goal, original: Path, devices: Devices, options: ProfileOptions
-) -> _Target:
+) -> Predicted:
     """Measure the original, and every kind of layer that the table lacks."""
     short = replace(options, min_time_s=_LAYERS_TIME_S)
     found = profile_layers(
@@ -166,14 +166,14 @@ def _target(
     whole = profile({"original": original}, device=goal.device, options=options, devices=devices)
     original_us = whole.latencies[0].median_ms * 1000
     predictor.factor = original_us / predictor.total_us(graph.full)
-    return _Target(goal, predictor, original_us)
+    return Predicted(goal, predictor, original_us)
 
 
 def _rounds(
     graph: Graph,
     scores: Sequence[Scores | None],
     widths: Sequence[Widths],
-    targets: Sequence[_Target],
+    targets: Sequence[Predicted],
     original: Path,
     devices: Devices,
     options: ProfileOptions,
@@ -219,7 +219,7 @@ def _whole(counts: Counts, graph: Graph) -> bool:
 def _solved(
     scores: Sequence[Scores | None],
     widths: Sequence[Widths],
-    targets: Sequence[_Target],
+    targets: Sequence[Predicted],
     limits: Sequence[Limit],
 ) -> tuple[Decision, Counts]:
     try:
@@ -230,7 +230,7 @@ def _solved(
         raise BudgetError(_unreachable(widths, targets)) from err
 
 
-def _unreachable(widths: Sequence[Widths], targets: Sequence[_Target]) -> str:
+def _unreachable(widths: Sequence[Widths], targets: Sequence[Predicted]) -> str:
     lowest = np.array([min(w.counts) for w in widths], dtype=np.int64)
     told = []
     for target in targets:
@@ -251,7 +251,7 @@ def _unreachable(widths: Sequence[Widths], targets: Sequence[_Target]) -> str:
 
 
 def _attempt(
-    target: _Target,
+    target: Predicted,
     counts: Counts,
     original: Path,
     small: Path,

@@ -23,22 +23,28 @@ from prune2deploy.methods import METHODS
 from prune2deploy.methods.common.weights import MaskKeeper
 from prune2deploy.pipeline import folder as files
 from prune2deploy.pipeline.deploy import export_network, profile_networks
+from prune2deploy.pipeline.dist import write_dist
+from prune2deploy.pipeline.engines import build_engines, build_settings
 from prune2deploy.pipeline.folder import RunFolder
 from prune2deploy.pipeline.inputs import EVALUATION_BATCH, Inputs, train_settings
 from prune2deploy.pipeline.precisions import lower_precisions
 from prune2deploy.pipeline.pruning import Checkpoints, Pruned, prune
 from prune2deploy.pipeline.record import gather_metrics
+from prune2deploy.pipeline.search_point import prune_to_point, search_front
 from prune2deploy.pipeline.stages import StageRecord
 from prune2deploy.pipeline.weights import prune_weights
 from prune2deploy.recipe import Recipe, TrainSection
 from prune2deploy.report import (
+    EngineFigures,
     FrozenChannels,
     Metrics,
     NetworkFigures,
     PrecisionFigures,
     Stage,
     summary_markdown,
+    write_front,
 )
+from prune2deploy.search import read_record
 from prune2deploy.train import Hooks, TrainSettings, evaluate, fit
 
 log = logging.getLogger(__name__)
@@ -117,10 +123,22 @@ def original(job: Job) -> Done:
     return Done(result={"metrics": _judged(job, "original", job.original())})
 
 
+def search_stage(job: Job) -> Done:
+    """Try networks of other widths, and keep their front."""
+    record, names = search_front(
+        job.recipe, job.inputs, job.original(), job.folder, job.checkpoints
+    )
+    job.folder.write(files.SEARCH, record.model_dump_json(indent=2) + "\n")
+    write_front(record, job.folder.file(files.FRONT))
+    return Done([files.SEARCH, files.FRONT, *names], {"tried": len(record.tried)})
+
+
 def prune_stage(job: Job) -> Done:
     """Prune, and judge what is left."""
     recipe = job.recipe
-    if METHODS[recipe.prune.method].granularity == "weight":
+    if recipe.prune.search is not None:
+        pruned = prune_to_point(recipe, job.inputs, job.original(), job.folder)
+    elif METHODS[recipe.prune.method].granularity == "weight":
         pruned = prune_weights(recipe, job.inputs, job.original(), job.checkpoints)
     else:
         pruned = prune(recipe, job.inputs, job.original(), job.checkpoints)
@@ -210,6 +228,17 @@ def precisions(job: Job) -> Done:
     return Done(names, {"precisions": [one.model_dump() for one in found]})
 
 
+def engines(job: Job) -> Done:
+    """Build TensorRT engines of the pruned network, and compare them."""
+    networks = {name: path for name, path in onnx_files(job).items() if name != "original"}
+    pruned = job.pruned(files.WEIGHTS)
+    found = build_engines(
+        job.recipe, networks, job.inputs, pruned.model, job.devices, job.folder.path
+    )
+    names = [name for one in found for name in (one.file, f"{one.file}.json")]
+    return Done(names, {"engines": [one.model_dump() for one in found]})
+
+
 def profile(job: Job) -> Done:
     """Measure on the devices."""
     campaign = measured(job)
@@ -228,6 +257,7 @@ def measured(job: Job) -> Campaign:
             seed=job.recipe.seed,
             devices=job.devices,
             folder=job.folder.path,
+            engine=build_settings(job.recipe),
         )
     return job.campaign
 
@@ -249,24 +279,35 @@ def report(job: Job) -> Done:
             PrecisionFigures.model_validate(one)
             for one in ([] if found is None else found.result["precisions"])
         ],
+        engines=[
+            EngineFigures.model_validate(one)
+            for one in (job.result("engines")["engines"] if "engines" in job.records else [])
+        ],
         campaign=campaign,
         stages=judged_stages(job),
         seconds={name: record.seconds for name, record in job.records.items()},
         folder=job.folder.path,
     )
+    searched = job.recipe.prune.search is not None
+    record = read_record(job.folder.file(files.SEARCH)) if searched else None
     job.folder.write(files.METRICS, metrics.model_dump_json(indent=2) + "\n")
-    job.folder.write(files.SUMMARY, summary_markdown(metrics))
+    job.folder.write(files.SUMMARY, summary_markdown(metrics, record))
     _log_gates(metrics)
-    return Done([files.METRICS, files.SUMMARY], whole=not campaign.failures)
+    dist = write_dist(job, metrics, onnx_files(job))
+    made = [path.relative_to(job.folder.path).as_posix() for path in dist.rglob("*")]
+    names = [files.METRICS, files.SUMMARY, *(n for n in made if job.folder.file(n).is_file())]
+    return Done(names, whole=not campaign.failures)
 
 
 WORK: dict[str, Callable[[Job], Done]] = {
     "pretrain": pretrain,
     "original": original,
+    "search": search_stage,
     "prune": prune_stage,
     "finetune": finetune,
     "export": export,
     "precisions": precisions,
+    "engines": engines,
     "profile": profile,
     "report": report,
 }

@@ -17,6 +17,9 @@ from .machine import machine
 from .program import PROGRAM
 from .runtimes import RUNTIMES
 from .state import state
+from .trtexec_measure import Trtexec
+
+KNOWN: dict[str, Any] = {**RUNTIMES, "trtexec": Trtexec}
 
 
 def facts(job: dict[str, Any]) -> dict[str, Any]:
@@ -29,7 +32,7 @@ def facts(job: dict[str, Any]) -> dict[str, Any]:
         "executable": sys.executable,
         "machine": machine(root),
         "state": state(root),
-        "runtimes": {name: versions_alone(name) for name in RUNTIMES},
+        "runtimes": {name: versions_alone(name) for name in KNOWN},
         "disk_free_bytes": shutil.disk_usage(home).free if os.path.isdir(home) else None,
     }
 
@@ -52,7 +55,7 @@ def versions_alone(name: str) -> dict[str, Any]:
 def versions_here(name: str) -> dict[str, Any]:
     """What the child does."""
     try:
-        return {"versions": RUNTIMES[name].versions(), "signal": None, "message": None}
+        return {"versions": KNOWN[name].versions(), "signal": None, "message": None}
     except Refusal as err:
         return {"versions": None, "signal": None, "message": str(err)}
 

@@ -59,6 +59,17 @@ ASKS: dict[str, dict[str, Any]] = {
         "warmup_tolerance": 0.02,
         "folder": None,  # the child's for its files; the probe makes and removes it
     },
+    "outputs": {  # what is not explained here is as above
+        "model": None,  # {"name", "path"}
+        "inputs": None,  # an .npz with an array per input, named "0", "1", …
+        "runtime": "onnxruntime",
+        "provider": "CPUExecutionProvider",
+        "threads": 1,
+        "pin": None,
+        "spinning": True,
+        "batch": None,
+        "engine": None,
+    },
     "build": {
         "model": None,  # {"name", "path"}
         "runtime": "tensorrt",

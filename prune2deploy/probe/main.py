@@ -23,11 +23,13 @@ from .lifeline import die_with_parent, watch_caller
 from .lock import only_one
 from .machine import machine
 from .measuring import MIN_CALLS, Progress, measure, median, timed, warm_up
+from .outputs import outputs
 from .placing import place_threads
 from .runtimes import prepared, runtime_of
 from .setup import locked, setup
 from .state import state
 from .tensorrt_build import build
+from .trtexec_measure import measure_with_trtexec
 from .watch import record, spare_cpus, watching
 
 DEVICE_RUNS = 100  # timed by the device itself, after the measurement
@@ -105,6 +107,9 @@ def check_power_mode(wanted: str | None, root: Path) -> None:
 
 def measured(job: dict[str, Any]) -> dict[str, Any]:
     """A measurement, alone on this machine."""
+    if job["runtime"] == "trtexec":
+        with only_one(job):
+            return measure_with_trtexec(job)
     runtime_of(job)
     with only_one(job):
         return run_job(job)
@@ -113,6 +118,7 @@ def measured(job: dict[str, Any]) -> dict[str, Any]:
 HANDLERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "measure": measured,
     "layers": layers,
+    "outputs": outputs,
     "build": build,
     "facts": facts,
     "files": files,

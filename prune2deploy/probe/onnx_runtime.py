@@ -119,6 +119,12 @@ class OnnxRuntime:
         self.binding = binding
         self.run = functools.partial(self.session.run_with_iobinding, binding)
 
+    def predict(self, values: list[Any]) -> list[tuple[str, Any]]:
+        """Return name and value of each output for these inputs."""
+        names = [given["name"] for given in self.inputs]
+        outputs = self.session.run(None, dict(zip(names, values)))
+        return list(zip([node.name for node in self.session.get_outputs()], outputs))
+
     def check(self) -> dict[str, Any]:
         """Return the settings as the session reports them; refuse when they are not as asked."""
         options = self.session.get_session_options()

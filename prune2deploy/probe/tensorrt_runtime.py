@@ -232,6 +232,16 @@ class TensorRT:
         self.cuda.synchronize(self.stream)
         return [output_facts(name, array) for name, _, array in self.results]
 
+    def predict(self, values: list[Any]) -> list[tuple[str, Any]]:
+        """Return name and value of each output for these inputs."""
+        for address, value in zip(self.addresses, values):
+            self.cuda.copy_in(address, value, self.stream)
+        self.run()
+        for _, address, array in self.results:
+            self.cuda.copy_out(array, address, self.stream)
+        self.cuda.synchronize(self.stream)
+        return [(name, array.copy()) for name, _, array in self.results]
+
     def device_times_ns(self, runs: int) -> list[int]:
         """Return the time of each of these runs on the GPU's own clock.
 

@@ -55,6 +55,7 @@ class TorchRuntime:
             with torch.inference_mode():
                 self.result = module(*arguments)
 
+        self.module = module
         run()  # its threads are started by the first parallel piece of work
         self.own_threads = sorted(set(thread_affinities()) - before)
         if self.cpus is not None:
@@ -113,3 +114,12 @@ class TorchRuntime:
         """Return facts about the last run's outputs."""
         result = self.result if isinstance(self.result, (tuple, list)) else [self.result]
         return [output_facts(str(i), value.numpy()) for i, value in enumerate(result)]
+
+    def predict(self, values: list[Any]) -> list[tuple[str, Any]]:
+        """Return name and value of each output for these inputs."""
+        import torch
+
+        with torch.inference_mode():
+            result = self.module(*(torch.from_numpy(value) for value in values))
+        result = result if isinstance(result, (tuple, list)) else [result]
+        return [(str(i), value.numpy()) for i, value in enumerate(result)]

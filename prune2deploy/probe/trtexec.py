@@ -142,7 +142,7 @@ def run_trtexec(binary: str, *, limit_s: float | None = None, **request: Any) ->
     Raises:
         Refusal: "trtexec", with its last errors, and those of the other functions.
     """
-    version = version_in(_output([binary, "--help"], limit_s)[1])
+    version = version_of(binary, limit_s)
     if version < OLDEST:
         found = ".".join(map(str, version))
         raise Refusal("no_runtime", f"trtexec {found} is too old; expected 8.5 or newer")
@@ -158,6 +158,11 @@ def run_trtexec(binary: str, *, limit_s: float | None = None, **request: Any) ->
     except OSError as err:
         raise Refusal("bad_times", f"trtexec wrote no times to {times}") from err
     return {"program": binary, "version": list(version), "flags": flags, "samples": samples}
+
+
+def version_of(binary: str, limit_s: float | None = 60.0) -> tuple[int, ...]:
+    """Return the version of a trtexec, as it tells it."""
+    return version_in(_output([binary, "--help"], limit_s)[1])
 
 
 def _output(command: list[str], limit_s: float | None) -> tuple[int, str]:

@@ -37,6 +37,8 @@ def _prune_by(method: type[Method[Any]], prune: dict[str, Any]) -> dict[str, Any
             **method.options.model_json_schema().get("properties", {}),
         },
     }
-    if method.needs_training:
-        form["required"] = [*prune["required"], "train"]
+    needed = [*prune["required"], *(["train"] if method.needs_training else [])]
+    # Beside a search the budget may be left out.
+    form["required"] = [key for key in needed if key != "budget"]
+    form["anyOf"] = [{"required": ["budget"]}, {"required": ["search"]}]
     return form

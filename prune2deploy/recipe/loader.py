@@ -22,6 +22,7 @@ from prune2deploy.yaml_text import MAX_CHARS, Key, YamlError, read_yaml, write_y
 
 _PATHS: tuple[Key, ...] = (("model", "checkpoint"), ("data", "root"))
 _SOURCES: tuple[Key, ...] = (("model", "source"), ("data", "source"), ("task",))
+_STORAGE: Key = ("prune", "search", "storage")  # a path, or the URL of a data base
 _AFTER_THE_FILE = sys.maxsize
 
 
@@ -40,21 +41,30 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: lists all problems, each with file, line and key.
     """
     path = Path(path)
+    reading = _Reading(path)
+    recipe = reading.recipe(text_of(path), overrides, look_for_files=True)
+    return _whole(recipe, reading)
+
+
+def text_of(path: Path, kind: str = "recipe") -> str:
+    """Read a file of settings.
+
+    Raises:
+        RecipeError: it is not there, or no text.
+    """
     try:
         with path.open("rb") as file:
             # One byte more than a recipe may have: enough to refuse a huge file unread.
             raw = file.read(4 * MAX_CHARS + 1)
-        text = raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig")
     except FileNotFoundError as err:
-        raise RecipeError(
-            f"{path}: no such recipe. Check the path, or write one with 'prune2deploy init'"
-        ) from err
+        hint = ", or write one with 'prune2deploy init'" if kind == "recipe" else ""
+        raise RecipeError(f"{path}: no such {kind}. Check the path{hint}") from err
     except IsADirectoryError as err:
-        raise RecipeError(f"{path}: is a folder; name the recipe file in it") from err
+        raise RecipeError(f"{path}: is a folder; name the {kind} file in it") from err
     except UnicodeDecodeError as err:
         line = raw.count(b"\n", 0, err.start) + 1
         raise RecipeError(f"{path}:{line}: should be text in UTF-8, found other bytes") from err
-    return _Reading(path).recipe(text, overrides, look_for_files=True)
 
 
 def parse_recipe(text: str, path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -68,7 +78,35 @@ def parse_recipe(text: str, path: Path | str, overrides: Sequence[str] = ()) -> 
     Raises:
         RecipeError: lists all problems.
     """
-    return _Reading(Path(path)).recipe(text, overrides, look_for_files=False)
+    reading = _Reading(Path(path))
+    return _whole(reading.recipe(text, overrides, look_for_files=False), reading)
+
+
+def find_problems(
+    text: str, path: Path, overrides: Sequence[str | Override]
+) -> tuple[Recipe | None, list[tuple[int, str]]]:
+    """Read a recipe as `load_recipe` does; nothing is raised.
+
+    Returns:
+        The recipe if it is right, and every problem with what it is sorted by.
+    """
+    reading = _Reading(path)
+    recipe = reading.recipe(text, overrides, look_for_files=True)
+    return (None if reading.problems else recipe), reading.problems
+
+
+def error_of(problems: Sequence[tuple[int, str]], kind: str) -> RecipeError:
+    """Return one error that lists all problems in the order of the file."""
+    texts = [text for _, text in sorted(problems, key=lambda problem: problem[0])]
+    if len(texts) == 1:
+        return RecipeError(texts[0])
+    return RecipeError("\n  ".join([f"{len(texts)} problems in the {kind}", *texts]))
+
+
+def _whole(recipe: Recipe | None, reading: _Reading) -> Recipe:
+    if recipe is None or reading.problems:
+        raise error_of(reading.problems, "recipe")
+    return recipe
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -106,7 +144,9 @@ class _Reading:
         self.lines: dict[Key, int] = {}
         self.overrides: dict[Key, Override] = {}
 
-    def recipe(self, text: str, overrides: Sequence[str], *, look_for_files: bool) -> Recipe:
+    def recipe(
+        self, text: str, overrides: Sequence[str | Override], *, look_for_files: bool
+    ) -> Recipe | None:
         data = self._read(text)
         recipe = None
         if data is not None:
@@ -121,15 +161,7 @@ class _Reading:
             recipe = self._validated(data)
         if recipe is not None and look_for_files:
             self._look_for_validation_images(recipe)
-        if recipe is None or self.problems:
-            raise RecipeError(self._summary())
         return recipe
-
-    def _summary(self) -> str:
-        texts = [text for _, text in sorted(self.problems, key=lambda problem: problem[0])]
-        if len(texts) == 1:
-            return texts[0]
-        return "\n  ".join([f"{len(texts)} problems in the recipe", *texts])
 
     def _read(self, text: str) -> dict[str, Any] | None:
         try:
@@ -177,9 +209,9 @@ class _Reading:
                 self._add(self.lines[key[:length]], key, message)
                 return
 
-    def _override(self, data: dict[str, Any], written: str) -> None:
+    def _override(self, data: dict[str, Any], written: str | Override) -> None:
         try:
-            override = parse_override(written)
+            override = parse_override(written) if isinstance(written, str) else written
             key = apply_override(data, override)
         except OverrideError as err:
             self.problems.append((_AFTER_THE_FILE, str(err)))
@@ -192,22 +224,29 @@ class _Reading:
 
     def _anchor_paths(self, data: dict[str, Any]) -> None:
         """Make paths absolute, each from the folder of where it was written."""
-        here, home = Path.cwd(), self.path.absolute().parent
+        home = self.path.absolute().parent
         base_dir = data.get("base_dir")
         if base_dir is None:
             data["base_dir"] = str(home)
         elif isinstance(base_dir, str):
-            home = (here if self._is_override(("base_dir",)) else home) / base_dir
+            home = self._base(("base_dir",), home) / base_dir
             data["base_dir"] = str(home)
         for key in _PATHS:
-            base = here if self._is_override(key) else home
-            _change(data, key, partial(_absolute, base))
+            _change(data, key, partial(_absolute, self._base(key, home)))
+        base = self._base(_STORAGE, home)
+        _change(data, _STORAGE, lambda text: text if "://" in text else _absolute(base, text))
         for key in _SOURCES:
-            if self._is_override(key):
-                _change(data, key, partial(anchored, base=here))
+            if self._override_of(key) is not None:
+                _change(data, key, partial(anchored, base=self._base(key, home)))
 
-    def _is_override(self, key: Key) -> bool:
-        return any(key[:length] in self.overrides for length in range(1, len(key) + 1))
+    def _base(self, key: Key, home: Path) -> Path:
+        """Folder that a path starts from: that of where it was written."""
+        override = self._override_of(key)
+        return home if override is None else (override.base or Path.cwd())
+
+    def _override_of(self, key: Key) -> Override | None:
+        places = (key[:length] for length in range(1, len(key) + 1))
+        return next((self.overrides[place] for place in places if place in self.overrides), None)
 
     def _look_for_files(self, data: dict[str, Any]) -> None:
         for key, exists in ((_PATHS[0], os.path.isfile), (_PATHS[1], os.path.exists)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from prune2deploy.yaml_text import Key, YamlError, read_yaml
@@ -11,15 +12,21 @@ from prune2deploy.yaml_text import Key, YamlError, read_yaml
 
 @dataclass(frozen=True)
 class Override:
-    """One `--set`, its value read as YAML."""
+    """One `--set`, its value read as YAML, or one value of a sweep.
+
+    where: file, line and key that it is written at; None: on the command line. base: folder that
+    paths in it start from; None: the current one.
+    """
 
     path: tuple[str, ...]
     value: Any
+    where: str | None = None
+    base: Path | None = None
 
     @property
     def shown(self) -> str:
         """How a message names it."""
-        return f"--set {'.'.join(self.path)}"
+        return self.where or f"--set {'.'.join(self.path)}"
 
 
 class OverrideError(ValueError):

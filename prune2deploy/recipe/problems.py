@@ -31,37 +31,45 @@ _PLAIN = (
 _INSTANCE = re.compile(r" or instance of \w+")
 
 
-def problems_of(error: ValidationError, data: Mapping[str, Any]) -> list[tuple[Key, str]]:
+def problems_of(
+    error: ValidationError, data: Mapping[str, Any], root: type[BaseModel] = Recipe
+) -> list[tuple[Key, str]]:
     """Return every problem as (key, message).
 
     Args:
-        error: what validating `data` as a Recipe raised.
+        error: what validating `data` raised.
         data: with the method's options under `prune.options`, as the schema has them.
+        root: what it was validated as.
 
     Returns:
         Keys as the user writes them, so without `options`.
     """
     found: list[tuple[Key, str]] = []
     for details in error.errors():
-        for key, message in _expanded(details, data):
+        for key, message in _expanded(details, data, root):
             problem = (_as_written(key), message)
             if problem not in found:
                 found.append(problem)
     return found
 
 
-def _expanded(details: ErrorDetails, data: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
+def _expanded(
+    details: ErrorDetails, data: Mapping[str, Any], root: type[BaseModel]
+) -> Iterator[tuple[Key, str]]:
     key = _inside(data, details["loc"], absent=details["type"] == "missing")
     cause = details.get("ctx", {}).get("error")
     if isinstance(cause, CrossCheckError):
         yield from (((*key, *inner), message) for inner, message in cause.problems)
     elif isinstance(cause, ValidationError):
         for inner in cause.errors():
-            yield (*key, *inner["loc"]), _message(inner, (*key, *inner["loc"]), data)
+            yield (*key, *inner["loc"]), _message(inner, (*key, *inner["loc"]), data, root)
     elif details["type"] == "missing" and isinstance(details["loc"][-1], int):
-        yield key[:-1], f"has too few entries, found {details['input']!r}.{_expected(key[:-1])}"
+        yield (
+            key[:-1],
+            f"has too few entries, found {details['input']!r}.{_expected(key[:-1], root)}",
+        )
     else:
-        yield key, _message(details, key, data)
+        yield key, _message(details, key, data, root)
 
 
 def _inside(data: Any, loc: Key, *, absent: bool) -> Key:
@@ -88,12 +96,14 @@ def _as_written(key: Key) -> Key:
     return key
 
 
-def _message(details: ErrorDetails, key: Key, data: Mapping[str, Any]) -> str:
+def _message(
+    details: ErrorDetails, key: Key, data: Mapping[str, Any], root: type[BaseModel]
+) -> str:
     kind, found = details["type"], details["input"]
     if kind == "extra_forbidden":
-        return _unknown_key(key, data)
+        return _unknown_key(key, data, root)
     if kind == "missing":
-        return f"missing.{_expected(key)}"
+        return f"missing.{_expected(key, root)}"
     if kind == "value_error":
         return str(details["ctx"]["error"])
     message = details["msg"].replace("Input should", "should")
@@ -110,7 +120,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _unknown_key(key: Key, data: Mapping[str, Any]) -> str:
+def _unknown_key(key: Key, data: Mapping[str, Any], root: type[BaseModel]) -> str:
     name = str(key[-1])
     if key[:2] == ("prune", "options"):
         method = str(data["prune"].get("method"))
@@ -121,15 +131,15 @@ def _unknown_key(key: Key, data: Mapping[str, Any]) -> str:
             named = f"{', '.join(most)} and {last}" if most else last
             return f"is an option of {named}, not of {method}; remove it"
     else:
-        known = list(_keys(_model_at(key[:-1])))
-    homes = [".".join(place) for place in _places(Recipe) if place[-1] == name]
+        known = list(_keys(_model_at(key[:-1], root)))
+    homes = [".".join(place) for place in _places(root) if place[-1] == name]
     if homes and len(homes) <= 4 and name not in known:
         return f"unknown key here; it belongs at {' or '.join(homes)}"
     return f"unknown key. {nearest_name_hint(name, known)}"
 
 
-def _expected(key: Key) -> str:
-    for name, field in _model_at(key[:-1]).model_fields.items():
+def _expected(key: Key, root: type[BaseModel]) -> str:
+    for name, field in _model_at(key[:-1], root).model_fields.items():
         if (field.alias or name) == key[-1] and field.description:
             return f" Expected: {field.description[0].lower()}{field.description[1:]}"
     return ""
@@ -144,8 +154,8 @@ def _keys(model: type[BaseModel]) -> dict[str, Any]:
     }
 
 
-def _model_at(key: Key) -> type[BaseModel]:
-    model: type[BaseModel] = Recipe
+def _model_at(key: Key, root: type[BaseModel]) -> type[BaseModel]:
+    model = root
     for part in key:
         model = _sections_in(_keys(model).get(str(part)))[0]
     return model

@@ -12,12 +12,14 @@ from pydantic import (
     Tag,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from prune2deploy.errors import nearest_name_hint
 from prune2deploy.methods import METHODS, Method
 from prune2deploy.methods.base import Unit
 from prune2deploy.recipe.fields import Section, Share
+from prune2deploy.recipe.searching import SearchSection
 from prune2deploy.recipe.training import TrainSection
 from prune2deploy.yaml_text import Key
 
@@ -34,6 +36,14 @@ def _listed(names: Sequence[str]) -> str:
 
 def _share_or_table(value: object) -> str:
     return "table" if isinstance(value, dict) else "share"
+
+
+def one_unit(found: str) -> str:
+    """What is said of a budget that names too many units, or none."""
+    return (
+        f"should name exactly one of {_listed(UNITS)}, found {found}. "
+        "To replace it on the command line: --set 'prune.budget={params: 0.5}'"
+    )
 
 
 class BudgetSection(Section):
@@ -95,17 +105,12 @@ class BudgetSection(Section):
         times = [unit for unit in TIMES if unit in named]
         if not times and self.on != type(self).model_fields["on"].default:
             return [(("on",), f"is for a budget of {' or '.join(TIMES)}; remove it")]
+        if not named:
+            return []  # right or wrong beside a search
         limits = set(LIMITS) if len(times) == 1 else set()
         if len([unit for unit in named if unit not in limits]) == 1:
             return []
-        found = " and ".join(named) or "nothing"
-        return [
-            (
-                (),
-                f"should name exactly one of {_listed(UNITS)}, found {found}. "
-                "To replace it on the command line: --set 'prune.budget={params: 0.5}'",
-            )
-        ]
+        return [((), one_unit(" and ".join(named)))]
 
     @property
     def timed(self) -> bool:
@@ -158,7 +163,14 @@ class PruneSection(Section):
         validate_default=True,
         description="The method's options, complete with their defaults.",
     )
-    budget: BudgetSection = Field(description="How much of the original is kept.")
+    budget: BudgetSection = Field(
+        description="How much of the original is kept; beside a search it may be left out."
+    )
+    search: SearchSection | None = Field(
+        default=None,
+        description="Search for the widths; the front's best point within the budget is taken, "
+        "without a budget its knee.",
+    )
     round_to: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",
         description="Widths are multiples of this; auto: of the device's own steps for a budget "
@@ -197,6 +209,13 @@ class PruneSection(Section):
         description="Training batches that renew the batch-norm statistics after a cut.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_search_needs_no_budget(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("search") is not None and "budget" not in data:
+            return {**data, "budget": {}}
+        return data
+
     @field_validator("method")
     @classmethod
     def _method_exists(cls, name: str) -> str:
@@ -218,6 +237,10 @@ class PruneSection(Section):
         """What the method needs, and what it has no use for."""
         method = METHODS[self.method]
         problems = [*self._unit_problems(method), *self._schedule_problems(method)]
+        if self.search is not None:
+            problems += self._search_problems(method, self.search)
+        elif not self.budget.asked():
+            problems.append((("budget",), one_unit("nothing")))
         if method.granularity == "weight":
             problems += self._channel_settings()
         if self.train is None and method.needs_training:
@@ -256,6 +279,33 @@ class PruneSection(Section):
         if self.schedule.finetune_epochs != 1 and method.rounds == "train":
             text = f"is not used by {method.name}, which trains by prune.train in each round"
             problems.append((("schedule", "finetune_epochs"), text))
+        return problems
+
+    def _search_problems(
+        self, method: type[Method[Any]], search: SearchSection
+    ) -> list[tuple[Key, str]]:
+        """What a search cannot go with."""
+        if method.granularity == "weight":
+            text = f"is about the widths of layers, and {method.name} prunes single weights"
+            return [(("search",), text)]
+        problems: list[tuple[Key, str]] = []
+        if self.schedule.kind == "iterative":
+            text = "a search is done once, in 1 round. Write kind: one_shot"
+            problems.append((("schedule", "kind"), text))
+        if self.train is not None and method.before_cut is not Method.before_cut:
+            text = f"{method.name} edits weights by what it learned in training; without 'train' "
+            problems.append((("search",), text + "it can be searched with"))
+        for unit in self.budget.asked():
+            if unit not in (*LIMITS, *TIMES):
+                text = f"is no cost of a network; beside a search use {_listed((*LIMITS, *TIMES))}"
+                problems.append((("budget", unit), text))
+        if self.budget.timed:
+            if search.cost != "latency":
+                text = f"is a time, and the search's cost is {search.cost}: write latency there"
+                problems.append((("budget",), text))
+            elif self.budget.on not in (("local",), (search.on,)):
+                text = f"is not the device of the search, {search.on}; leave it out"
+                problems.append((("budget", "on"), text))
         return problems
 
     def _channel_settings(self) -> list[tuple[Key, str]]:

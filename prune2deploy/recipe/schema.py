@@ -138,6 +138,9 @@ class Recipe(Section):
                 "Train for pruning in one process, or use a budget of macs"
             )
             return [(("train", "devices"), text)]
+        if self.train.several and prune.train is not None and prune.search is not None:
+            text = "trains for pruning in several processes, and a search is done by one"
+            return [(("train", "devices"), text)]
         return []
 
     def _training_problems(self) -> list[tuple[Key, str]]:

@@ -186,10 +186,16 @@ class Int8Section(Section):
         "there are none) up to which int8 is good enough; layers that lose most stay fp32 until "
         "it is. Empty: no limit.",
     )
+    rest: Literal["fp32", "fp16"] = Field(
+        default="fp32",
+        description="What layers and operators outside int8 compute in; fp16 is for TensorRT.",
+    )
     finetune: TrainSection | None = Field(
         default=None,
         description="Quantization-aware fine-tuning: the pruned network is trained as int8 "
-        "computes it, and quantized once more. precision: auto is fp32 here.",
+        "computes it, and quantized once more; what it makes worse on validation (or training) "
+        "images is not used. Batch norms are folded, so lr should be small, such as 0.0001. "
+        "precision: auto is fp32 here.",
     )
     finetune_when: Literal["needed", "always"] = Field(
         default="needed",
@@ -211,6 +217,39 @@ class Int8Section(Section):
         return self.allowed_drop is not None
 
 
+class EnginesSection(Section):
+    """TensorRT engines, built on the devices that run them."""
+
+    on: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(),
+        description="Devices to build on besides those of profile.on that have a TensorRT runtime.",
+    )
+    dla: int | None = Field(
+        default=None, ge=0, description="Core of a Jetson's deep learning accelerator."
+    )
+    workspace_mb: int | None = Field(
+        default=None, ge=1, description="Memory that building may use; left out: all."
+    )
+    min_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of convolutions and matrix products that must compute in the precision "
+        "of their file; a build below it fails.",
+    )
+    tolerance: dict[Literal["fp32", "fp16", "int8"], Annotated[float, Field(gt=0)]] = Field(
+        default={"fp32": 1e-3, "fp16": 2e-2, "int8": 1e-1},
+        description="Largest difference of an engine's outputs from ONNX Runtime's, over the "
+        "largest output, by precision; a larger one fails the run.",
+    )
+    min_agreement: float = Field(
+        default=0.98,
+        ge=0,
+        le=1,
+        description="Share of test images that engine and ONNX Runtime must answer alike.",
+    )
+
+
 class ExportSection(Section):
     """What is written for the device."""
 
@@ -222,6 +261,9 @@ class ExportSection(Section):
         "from it.",
     )
     int8: Int8Section = Field(default=Int8Section(), description="How the int8 file is made.")
+    engines: EnginesSection = Field(
+        default=EnginesSection(), description="TensorRT engines, where a device has that runtime."
+    )
 
     @field_validator("precision", mode="before")
     @classmethod

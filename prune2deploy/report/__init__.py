@@ -3,6 +3,7 @@
 from prune2deploy.report.check import CheckReport, check_table
 from prune2deploy.report.groups import groups_table
 from prune2deploy.report.metrics import (
+    EngineFigures,
     FileRecord,
     FrozenChannels,
     GateResult,
@@ -16,12 +17,14 @@ from prune2deploy.report.metrics import (
     Pruning,
     Stage,
 )
+from prune2deploy.report.pareto import write_front
 from prune2deploy.report.picture import write_picture
 from prune2deploy.report.summary import summary_markdown
 from prune2deploy.report.tables import results_table
 
 __all__ = [
     "CheckReport",
+    "EngineFigures",
     "FileRecord",
     "FrozenChannels",
     "GateResult",
@@ -38,5 +41,6 @@ __all__ = [
     "groups_table",
     "results_table",
     "summary_markdown",
+    "write_front",
     "write_picture",
 ]

@@ -77,6 +77,34 @@ class PrecisionFigures(_Record):
     )
 
 
+class EngineFigures(_Record):
+    """A TensorRT engine of the pruned network."""
+
+    device: str = Field(description="Where it was built, and runs.")
+    file: str = Field(description="Its copy in the folder.")
+    precision: str = Field(description="fp32, fp16 or int8, as its ONNX file says.")
+    runtime: str = Field(description="tensorrt or tensorrt_rtx.")
+    version: str = Field(description="Of that library; no other can be relied on to open it.")
+    gpu: str | None = Field(description="That it was built for; null: portable.")
+    bytes: int = Field(description="Its size.")
+    share: float | None = Field(
+        description="Share of its convolutions and matrix products that compute in the "
+        "precision, as the library's inspector has it; null: that could not be read."
+    )
+    samples: int = Field(description="Test images on which it was compared.")
+    agreement: float | None = Field(
+        description="Share of them answered as ONNX Runtime answers with its file, 0 to 1."
+    )
+    agreement_with_torch: float | None = Field(
+        description="Share of them answered as the pruned network does in PyTorch."
+    )
+    max_rel_difference: float | None = Field(
+        description="Largest difference from ONNX Runtime over the largest output."
+    )
+    not_judged: str | None = Field(description="Why it could not be compared; null: it was.")
+    warnings: list[str] = Field(description="What TensorRT warned of.")
+
+
 class GroupChoice(_Record):
     """One group of coupled channels."""
 
@@ -174,6 +202,9 @@ class Metrics(_Record):
     after: NetworkFigures = Field(description="The pruned network.")
     precisions: list[PrecisionFigures] = Field(
         default=[], description="The pruned network in lower precisions."
+    )
+    engines: list[EngineFigures] = Field(
+        default=[], description="TensorRT engines, where a device has that runtime."
     )
     gated_precision: str = Field(
         default="fp32", description="Which of the pruned network's files the gates look at."

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prune2deploy.report.metrics import GateResult, Metrics, PrecisionFigures
+from prune2deploy.report.not_faster import not_faster
 from prune2deploy.report.numbers import count_text, milliseconds, percent_change, size_text
 
 Row = tuple[str, str, str, str]
@@ -147,6 +148,7 @@ def results_table(metrics: Metrics) -> Stack:
         table.add_row(*map(Text, row))
     parts: list[Any] = [table, Text(conditions(metrics), style="dim")]
     parts += [Text(line, style="yellow") for line in doubts(metrics)]
+    parts += [Text(line) for line in not_faster(metrics)]
     for note in metrics.pruning.notes:
         parts.append(Text(f"note: {note}"))
     for gate in metrics.gates:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+import torch
 from tiny_onnx import ConvModel
 from typer.testing import CliRunner
 
 from prune2deploy.cli import app
 from prune2deploy.cli.build import parse_batch
+from prune2deploy.export import export_model_file
+from prune2deploy.export.precision import made_for_onnx_runtime, to_int8
+from prune2deploy.latency.engines import file_precision
 
 
 def run(*words: object) -> tuple[int, str, str]:
@@ -65,3 +70,21 @@ def test_an_engine_is_built_and_copied(
     code, told, _ = run(model, *words)
     assert code == 0
     assert "Found, built before" in told
+
+
+def test_int8_for_onnx_runtime_is_recognised(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 1)
+    )
+    export_model_file(network.eval(), tmp_path / "m.onnx", input_shape=(3, 8, 8))
+    images = [np.random.default_rng(0).standard_normal((4, 3, 8, 8), np.float32)]
+    for kind in ("onnxruntime", "tensorrt"):
+        to_int8(tmp_path / "m.onnx", tmp_path / f"{kind}.onnx", batches=images, runtime=kind)
+    assert made_for_onnx_runtime(tmp_path / "onnxruntime.onnx")
+    assert not made_for_onnx_runtime(tmp_path / "tensorrt.onnx")
+    assert not made_for_onnx_runtime(tmp_path / "m.onnx")
+    assert file_precision(tmp_path / "tensorrt.onnx") == "int8"
+    code, _, said = run(tmp_path / "onnxruntime.onnx", "--runtime", "tensorrt")
+    assert code == 1
+    assert "is int8 for ONNX Runtime" in said
+    assert "runtime='tensorrt'" in said

@@ -31,10 +31,11 @@ HEAVY = {
     "yaml",
     "timm",
     "tensorrt",
+    "ray",
     "rich",
 }
 COMMANDS = ["run", "check", "init", "inspect", "export", "profile", "methods", "schema", "doctor"]
-COMMANDS += ["devices", "build", "explain", "runs", "report"]
+COMMANDS += ["devices", "build", "explain", "runs", "sweep", "report", "verify", "sign", "compare"]
 MAIN = "from prune2deploy.cli import main; main()"
 
 

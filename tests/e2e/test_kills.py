@@ -48,6 +48,7 @@ SAME = (
     "pruned.onnx",
     "pruned.int8.onnx",
 )
+STAGES = ("pretrain", "prune", "finetune", "export", "precisions", "profile", "report")
 RUN = "from prune2deploy.cli import main; main()"
 
 
@@ -131,22 +132,44 @@ def test_three_kills(whole: Path, tmp_path: Path) -> None:
     assert not list(folder.rglob("*.tmp"))
 
 
+def killed_in(folder: Path, stage: str, seconds: float) -> bool:
+    """Kill -9 so long after the stage (or a later one) began; False: the run was over by then."""
+    process = start(folder)
+    log = folder / "run.log"
+    before = log.stat().st_size if log.exists() else 0
+    later = STAGES[STAGES.index(stage) :]
+    while process.poll() is None:
+        text = log.read_text()[before:] if log.exists() else ""
+        if any(f"Stage: {name}\n" in text for name in later):
+            break
+        time.sleep(0.01)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+    output, _ = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), output
+    return process.returncode != 0
+
+
 @pytest.mark.slow
 def test_25_kills_at_random_moments(whole: Path, tmp_path: Path) -> None:
     rng = random.Random(1)
-    kills = 0
-    number = 0
-    finished_stages: set[int] = set()
-    while kills < 25:
-        number += 1
+    took = json.loads((whole / "metrics.json").read_text())["seconds"]
+    kills: list[str] = []
+    for number in range(3):
         folder = tmp_path / f"alone-{number}" / "run"
         folder.parent.mkdir()
-        while killed(folder, rng.uniform(0, rng.choice([0.3, 1, 5]))):
-            kills += 1
-            finished_stages.add(len(list((folder / "stages").glob("*.json"))))
+        for stage in STAGES:
+            for _ in range(2):
+                if killed_in(folder, stage, rng.uniform(0, 1.2 * took.get(stage, 0.1))):
+                    kills.append(stage)
+        finish(folder)
         assert hashes(folder) == hashes(whole)
         assert figures(folder) == figures(whole)
-    assert len(finished_stages) >= 5, "kills should meet many stages"
+        assert not list(folder.rglob("*.tmp"))
+    assert len(kills) >= 25
+    assert set(kills) >= {"pretrain", "prune", "finetune", "export", "precisions", "profile"}
 
 
 def test_a_damaged_file_is_made_again(whole: Path, tmp_path: Path, one_thread: None) -> None:

@@ -87,6 +87,25 @@ def test_int8_can_be_trained_for(tmp_path: Path) -> None:
     assert precision_of(folder / "pruned.int8.onnx")["int8"].layers > 0
 
 
+def test_a_training_for_int8_that_harms_is_not_used(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        QUICKSTART,
+        [
+            *SHORT,
+            "export.precision=int8",
+            "export.int8.finetune={epochs: 0.5, lr: 3.0, warmup_epochs: 0, grad_clip: 1.0}",
+            "export.int8.finetune_when=always",
+            "gates={}",
+        ],
+    )
+    folder = run_until(recipe, "precisions", tmp_path / "run")
+    record = json.loads((folder / "stages" / "precisions.json").read_text())
+    (int8,) = record["result"]["precisions"]
+    assert int8["without_training"] is None
+    assert int8["metrics"]["top1"] > 80
+    assert "Training for int8 made it worse" in (folder / "run.log").read_text()
+
+
 @pytest.mark.slow  # a minute or two: it measures layers in many widths
 def test_a_budget_of_time_is_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

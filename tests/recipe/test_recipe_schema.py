@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from prune2deploy.methods import METHODS, Method
-from prune2deploy.recipe import PruneSection, Recipe, TrainSection, parse_recipe
+from prune2deploy.recipe import PruneSection, Recipe, TrainSection, dump_recipe, parse_recipe
 
 Problems = Callable[..., list[str]]
 
@@ -188,3 +188,88 @@ def test_every_setting_is_described() -> None:
         if not field.description
     ]
     assert undescribed == []
+
+
+@pytest.mark.parametrize(
+    ("search", "problem"),
+    [
+        ("{trials: 0}", "greater than or equal to 1, found 0"),
+        ("{objectives: [accuracy]}", "has too few entries"),
+        (
+            "{objectives: [macs, params]}",
+            "accuracy and one of macs, params and latency, found macs",
+        ),
+        ("{objectives: [accuracy, accuracy]}", "found accuracy and accuracy"),
+        ("{objectives: [accuracy, flops]}", "found 'flops'"),
+        ("{on: pi5}", "prune.search.on: is for the objective latency"),
+        ("{measure: true}", "prune.search.measure: is for the objective latency"),
+        ("{sampler: cmaes}", "should be 'tpe', 'nsga2' or 'random', found 'cmaes'"),
+        ("{shares: [0.5, 0.4]}", "a smaller and a larger share, found 0.5 and 0.4"),
+        ("{shares: [0, 0.4]}", "greater than 0"),
+        ("{point: 0}", "greater than or equal to 1"),
+        ("{trails: 5}", "unknown key. Did you mean 'trials'?"),
+    ],
+)
+def test_a_search_that_makes_no_sense(
+    problems: Problems, good: str, search: str, problem: str
+) -> None:
+    (found,) = problems(good, f"prune.search={search}")
+    assert problem in found
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["prune.budget={channels: 0.5}"], "budget.channels: is no cost of a network"),
+        (["prune.budget={speedup: 2}"], "is a time, and the search's cost is macs"),
+        (
+            [
+                "prune.budget={speedup: 2, on: pi4}",
+                "prune.search.objectives=[accuracy, latency]",
+                "prune.search.on=pi5",
+            ],
+            "is not the device of the search, pi5",
+        ),
+        (
+            ["prune.schedule={kind: iterative, rounds: 2}"],
+            "schedule.kind: a search is done once",
+        ),
+        (["prune={method: han, budget: {weights: 0.5}, search: {}}"], "prunes single weights"),
+        (
+            ["prune={method: csgd, search: {}, train: {epochs: 1, lr: 0.1}}"],
+            "csgd edits weights by what it learned in training",
+        ),
+    ],
+)
+def test_what_a_search_cannot_go_with(
+    problems: Problems, good: str, overrides: list[str], problem: str
+) -> None:
+    (found,) = problems(good, "prune.search={}", *overrides)
+    assert problem in found
+
+
+def test_a_search_needs_no_budget_and_nothing_else_goes_without(
+    problems: Problems, good: str
+) -> None:
+    recipe = parse_recipe(good, "r.yaml", ["prune={method: l1, search: {trials: 5}}"])
+    assert recipe.prune.budget.asked() == {}
+    assert recipe.prune.search is not None
+    assert recipe.prune.search.cost == "macs"
+    assert recipe.prune.search.bounds(None) == (0.1, 1.0)
+    assert recipe.prune.search.bounds(0.4) == (0.2, 0.4)
+    assert parse_recipe(dump_recipe(recipe), "r.yaml") == recipe
+    (found,) = problems(good, "prune={method: l1}")
+    assert "prune.budget: missing" in found
+
+
+def test_a_storage_is_a_path_beside_the_recipe_or_a_url(good: str) -> None:
+    def storage(text: str) -> str | None:
+        recipe = parse_recipe(
+            good.replace("  method: chip", f"  method: chip\n  search: {{storage: '{text}'}}"),
+            "/a/r.yaml",
+        )
+        assert recipe.prune.search is not None
+        return recipe.prune.search.storage
+
+    assert storage("shared/s.journal") == "/a/shared/s.journal"
+    assert storage("sqlite:///s.db") == "sqlite:///s.db"

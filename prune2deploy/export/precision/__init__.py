@@ -7,6 +7,7 @@ from prune2deploy.export.precision.comparison import Deviation, compare_files, t
 from prune2deploy.export.precision.counts import LayerCount, Precision, precision_of
 from prune2deploy.export.precision.half import HalfResult, to_fp16
 from prune2deploy.export.precision.quantize import QuantizedResult, Runtime, to_int8
+from prune2deploy.export.precision.readers import made_for_onnx_runtime
 from prune2deploy.export.precision.sensitivity import (
     HeldResult,
     Judge,
@@ -33,6 +34,7 @@ __all__ = [
     "calibrate",
     "collect",
     "compare_files",
+    "made_for_onnx_runtime",
     "precision_of",
     "ranges_from",
     "round_like",

@@ -81,7 +81,9 @@ def to_fp16(
             that is not valid.
     """
     original = load_graph(source)
-    require_layers(original, source)
+    # Of an int8 file the rest is converted, which may be no layer at all.
+    if not any(node.op_type == "QuantizeLinear" for node in original.graph.node):
+        require_layers(original, source)
     kept = dict.fromkeys(nodes_named(original, keep), "asked for")
     statistics = None if batches is None else collect(original, batches)
     for node, reason in _must_stay(original, statistics).items():
