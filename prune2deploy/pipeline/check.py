@@ -15,6 +15,7 @@ from prune2deploy.models import check_forward, load_model
 from prune2deploy.pipeline.deploy import devices_for
 from prune2deploy.pipeline.inputs import Inputs, open_inputs
 from prune2deploy.pipeline.planning import plan, rounding
+from prune2deploy.pipeline.tracking import check_tracking
 from prune2deploy.pipeline.weights import weight_masks
 from prune2deploy.recipe import Recipe
 from prune2deploy.report import CheckReport, LayerWeights
@@ -26,6 +27,7 @@ def check_recipe(recipe: Recipe) -> CheckReport:
     Raises:
         Prune2DeployError: the first thing that does not fit.
     """
+    check_tracking(recipe.log)
     devices_for(recipe.profile)
     inputs = open_inputs(recipe)
     graph = trace(inputs.model, inputs.example, recipe.prune.exclude)

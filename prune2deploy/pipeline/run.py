@@ -31,6 +31,7 @@ from prune2deploy.pipeline.processes import (
 from prune2deploy.pipeline.pruning import Checkpoints
 from prune2deploy.pipeline.reporting import write_report
 from prune2deploy.pipeline.stages import StageRecord, StageStore, key_of, read_record, usable
+from prune2deploy.pipeline.tracking import Tracker, check_tracking, tracking
 from prune2deploy.pipeline.work import WORK, Job, onnx_files
 from prune2deploy.recipe import Recipe, dump_recipe
 from prune2deploy.report import GateResult, LatencyFailure, Metrics
@@ -111,6 +112,7 @@ class _Going:
     options: RunOptions
     stages: list[str]
     forced: set[str] = field(default_factory=set)
+    tracker: Tracker | None = None
 
     def depends(self, stage: str) -> dict[str, str]:
         job = self.job
@@ -140,8 +142,7 @@ def run_recipe(
     _go(going)
     folder = going.job.folder
     shutil.rmtree(folder.file(files.WORK), ignore_errors=True)
-    text = folder.file(files.METRICS).read_text(encoding="utf-8")
-    metrics = Metrics.model_validate_json(text)
+    metrics = _metrics(folder)
     # Of no stage: it is made from the whole folder, and may be made again with what was added.
     write_report(folder.path)
     return RunResult(folder.path, metrics, _measure_rest(going.job, metrics))
@@ -209,6 +210,7 @@ def _begin(
         )
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
+    check_tracking(recipe.log)
     # Opened first: a recipe that does not fit its files leaves no folder behind.
     inputs = open_inputs(recipe)
     again = options.start is not None
@@ -239,8 +241,9 @@ def _go(going: _Going) -> None:
         log.info("prune2deploy %s, recipe '%s'", __version__, recipe.name)
         folder.write(files.RECIPE, dump_recipe(recipe))
         try:
-            for stage in going.stages:
-                going.job.records[stage] = _done(going, stage)
+            with tracking(recipe, folder) as going.tracker:
+                for stage in going.stages:
+                    going.job.records[stage] = _done(going, stage)
         except BaseException as err:
             log.error("Stopped: %s: %s", type(err).__name__, err)
             raise
@@ -292,9 +295,13 @@ def _run(going: _Going, stage: str, depends: dict[str, str]) -> StageRecord:
         journal = job.folder.file(files.JOURNAL)
         if stage == "search" and journal.exists():
             journal.replace(journal.with_name(journal.name + ".old"))
+    assert going.tracker is not None
+    going.tracker.open()
     start = time.perf_counter()
     done = WORK[stage](job)
     seconds = time.perf_counter() - start
+    if stage == "report":
+        going.tracker.final(_metrics(job.folder))
     record = going.store.keep(stage, depends, done.files, done.result, seconds)
     if not done.whole:
         going.store.forget(stage)
@@ -335,6 +342,11 @@ def _expected(going: _Going, stage: str, depends: dict[str, str]) -> float | Non
         then, now = (float(one.get(key, 1)) for one in (record.depends, depends))
         return record.seconds * now / then
     return None
+
+
+def _metrics(folder: RunFolder) -> Metrics:
+    text = folder.file(files.METRICS).read_text(encoding="utf-8")
+    return Metrics.model_validate_json(text)
 
 
 def _measure_rest(job: Job, metrics: Metrics) -> str | None:

@@ -14,6 +14,7 @@ from prune2deploy.recipe.sections import (
     DataSection,
     ExportSection,
     GatesSection,
+    LogSection,
     ModelSection,
     ProfileSection,
     Statistics,
@@ -62,6 +63,9 @@ class Recipe(Section):
         default=ProfileSection(), description="Where and how the latency is measured."
     )
     gates: GatesSection = Field(default=GatesSection(), description="What the result must hold.")
+    log: LogSection = Field(
+        default=LogSection(), description="TensorBoard and MLflow, beside the run's own log."
+    )
 
     @field_validator("name")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
@@ -312,6 +313,29 @@ class ProfileSection(Section):
         if len(set(names)) != len(names):
             raise ValueError(f"names a device twice: {', '.join(names)}")
         return names
+
+
+class LogSection(Section):
+    """Who else keeps loss, learning rate and figures of every epoch, and what the run came to."""
+
+    tensorboard: bool = Field(
+        default=False, description="Write events to the folder tensorboard of the run."
+    )
+    mlflow: str | None = Field(
+        default=None,
+        description="URI of an MLflow server or store, such as http://localhost:5000. Name and "
+        "password belong in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
+    )
+
+    @field_validator("mlflow")
+    @classmethod
+    def _no_password_in_a_recipe(cls, uri: str | None) -> str | None:
+        if uri is not None and urlsplit(uri).password is not None:
+            raise ValueError(
+                "holds a password, which would be written into the run's folder; put it into the "
+                "environment variable MLFLOW_TRACKING_PASSWORD"
+            )
+        return uri
 
 
 class GatesSection(Section):

@@ -22,6 +22,7 @@ from prune2deploy.train.checkpoint import Checkpoint
 from prune2deploy.train.engine import Engine, placed
 from prune2deploy.train.evaluation import evaluate, map_tensors
 from prune2deploy.train.history import EpochRecord, History
+from prune2deploy.train.listening import tell_epoch
 from prune2deploy.train.moving_parts import OtherStructureError, put_back, take
 from prune2deploy.train.randomness import random_state, seeded, set_random_state
 from prune2deploy.train.schedule import learning_rate
@@ -173,6 +174,7 @@ class _Run:
                 history.epochs.append(record)
                 history.stopped_early = best.see(record, self.model)
                 logger.info("%s: %s", label, _text(record))
+                tell_epoch(label, record)
                 if on_epoch is not None:
                     on_epoch(record)
                 history.seconds = time.perf_counter() - start

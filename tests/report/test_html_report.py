@@ -14,6 +14,7 @@ from made_up_run import device, full_metrics, full_run, metrics, weight_run
 
 from prune2deploy.report.html import RunContents, run_page
 from prune2deploy.report.html.verdict import verdict
+from prune2deploy.report.metrics import GateResult
 
 HOSTILE = "</text></script><script>alert('x')</script><img src=http://e.vil/ onerror=y>&\"'`$a_1$\0"
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -210,6 +211,51 @@ def test_a_tainted_figure_is_in_doubt_and_an_interval_around_1_shows_nothing() -
         "1.60× faster on a (tainted); no faster on b; 2.00× slower on c;"
     )
     assert "no difference is shown" in " ".join(found.cards[1].lines)
+
+
+def test_a_narrow_interval_has_digits_that_tell_its_ends_apart() -> None:
+    narrow = device()
+    narrow["speedups"][0] |= {"low": 1.5981, "high": 1.6019}
+    run = RunContents(folder="x", metrics=metrics(latency=[narrow]))
+    assert verdict(run).cards[0].lines[0] == "95 % interval 1.598 to 1.602, from 30 paired blocks"
+
+
+def test_a_measurement_that_was_tried_again_says_so() -> None:
+    again = device() | {"attempts": 3}
+    run = RunContents(folder="x", metrics=metrics(latency=[device("a"), again]))
+    once, thrice = (" ".join(card.lines) for card in verdict(run).cards[:2])
+    assert "attempts" not in once
+    assert "the least tainted of 3 attempts" in thrice
+
+
+@pytest.mark.parametrize(
+    ("held", "note", "said"),
+    [
+        ([True], None, ("The gate held", "good")),
+        ([True, True], None, ("Both gates held", "good")),
+        ([True] * 3, None, ("All 3 gates held", "good")),
+        ([True, False], None, ("1 of 2 gates failed: g1", "bad")),
+        (
+            [True],
+            "tainted",
+            ("The gate held, by tainted figures, which the recipe allows", "doubt"),
+        ),
+    ],
+)
+def test_what_the_gates_came_to(held: list[bool], note: str | None, said: tuple[str, str]) -> None:
+    gates = [
+        GateResult(name=f"g{n}", held=one, found=1.0, limit=1.0, note=note)
+        for n, one in enumerate(held)
+    ]
+    found = verdict(RunContents(folder="x", metrics=metrics(gates=gates)))
+    assert (found.gates, found.tone) == said
+
+
+def test_a_file_as_large_as_before_is_no_smaller() -> None:
+    found = metrics()
+    same = found.after.model_copy(update={"onnx_bytes": found.before.onnx_bytes + 1})
+    run = RunContents(folder="x", metrics=found.model_copy(update={"after": same}))
+    assert "; file of the same size; " in verdict(run).headline
 
 
 def test_an_interval_of_the_accuracy_needs_a_share_of_images() -> None:

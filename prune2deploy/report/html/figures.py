@@ -129,18 +129,32 @@ def _ridge(
 
 
 def _latency_table(latencies: Sequence[dict[str, Any]]) -> Table:
-    headings = ("model", "median", "p90", "p95", "p99", "mean ± std", "samples", "memory")
+    """Percentiles, and what else was measured of at least one of the models."""
+    more = [
+        (words, key, unit)
+        for words, key, unit in (
+            ("first run", "first_run_ms", "ms"),
+            ("load", "load_ms", "ms"),
+            ("memory", "model_memory_mb", "MB"),
+            ("energy per run", "energy_mj", "mJ"),
+            ("above idle", "net_energy_mj", "mJ"),
+        )
+        if any(one.get(key) is not None for one in latencies)
+    ]
     rows = []
     for one in latencies:
-        percentiles = [
+        cells = [
             milliseconds(one[f"{name}_ms"], one[f"{name}_ci95_ms"])
             for name in ("median", "p90", "p95", "p99")
         ]
-        spread = f"{one['mean_ms']:.3f} ± {one['std_ms']:.3f} ms"
-        memory = one.get("model_memory_mb")
-        shown = "unknown" if memory is None else f"{memory:.1f} MB"
-        rows.append((one["name"], *percentiles, spread, f"{one['samples']:,}", shown))
-    return Table(headings, tuple(rows), frozenset(range(1, len(headings))))
+        cells += [f"{one['mean_ms']:.3f} ± {one['std_ms']:.3f} ms", f"{one['samples']:,}"]
+        for _, key, unit in more:
+            value = one.get(key)
+            cells.append("unknown" if value is None else f"{value:.3g} {unit}")
+        rows.append((one["name"], *cells))
+    headings = ["model", "median", "p90", "p95", "p99", "mean ± std", "samples"]
+    headings += [words for words, *_ in more]
+    return Table(tuple(headings), tuple(rows), frozenset(range(1, len(headings))))
 
 
 def stages_chart(run: RunContents) -> Chart:
@@ -249,6 +263,11 @@ def short_count(value: float) -> str:
 def width_text(value: float) -> str:
     """Channels or weights beside a bar; up to five digits in full."""
     return short_count(value) if value >= 100_000 else f"{value:.0f}"
+
+
+def layer_ms(value: float) -> str:
+    """A layer's time; runtimes tell whole microseconds."""
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}"
 
 
 def _tick(value: float) -> str:

@@ -14,9 +14,12 @@ from markupsafe import Markup
 from prune2deploy.report.html import figures, tables
 from prune2deploy.report.html.charts import Chart
 from prune2deploy.report.html.contents import RunContents
-from prune2deploy.report.html.verdict import verdict
+from prune2deploy.report.html.verdict import accuracy_interval, verdict
 from prune2deploy.report.svg import clean
 from prune2deploy.report.tables import conditions, gate_findings
+
+_WORTH_A_BAR = 0.1
+"""Of the slowest layer's time; quicker layers are not drawn."""
 
 Sections = list[tuple[str, str]]
 """(id, heading) of the sections of a page, in order."""
@@ -60,6 +63,7 @@ def run_page(run: RunContents) -> str:
         title=metrics.name,
         verdict=verdict(run),
         conditions=conditions(metrics),
+        paired_note=accuracy_interval(run) is not None,
         sections=_sections(run, shown),
         comparison=tables.comparison_table(metrics),
         findings=[gate_findings(gate) for gate in metrics.gates],
@@ -133,43 +137,46 @@ def _widths(run: RunContents) -> Chart | None:
 
 
 def _costs(run: RunContents) -> list[Chart]:
-    if not run.layers:
-        return []
-    table = tables.layers_table(run)
-    charts = []
-    macs: list[figures.Pair] = [(one.name, *one.macs) for one in run.layers]
-    params: list[figures.Pair] = [(one.name, *one.params) for one in run.layers]
-    for what, unit, rows in (
-        ("Multiply-accumulates by layer", "MACs", macs),
-        ("Parameters by layer", "parameters", params),
-    ):
-        charts.append(
-            figures.pairs_chart(
-                rows,
-                what,
-                f"{unit} of each of {len(rows)} layers before and after.",
-                unit=unit,
-                shown=figures.short_count,
-                table=table,
-            )
+    layers = run.layers or ()
+    macs = [(one.name, one.operator, *one.macs) for one in layers]
+    params = [(one.name, one.operator, *one.params) for one in layers]
+    return [
+        figures.pairs_chart(
+            [(name, old, new) for name, _, old, new in rows],
+            what,
+            f"{unit} of each of {len(rows)} layers before and after.",
+            unit=unit,
+            shown=figures.short_count,
+            table=tables.costs_table(rows),
         )
-    return charts
+        for what, unit, rows in (
+            ("Multiply-accumulates by layer", "MACs", macs),
+            ("Parameters by layer", "parameters", params),
+        )
+        if rows
+    ]
 
 
 def _times(run: RunContents) -> list[Chart]:
-    table = tables.layers_table(run)
-    return [
-        figures.pairs_chart(
-            [(one.name, *one.ms) for one in found],
-            f"Time by layer on {device}",
-            f"Median times of {len(found)} layers under the profiler, before and after.",
-            unit="ms",
-            shown=lambda ms: f"{ms:.3g}",
-            table=table,
-            note="Under the profiler every layer takes longer: compare layers with each other.",
+    charts = []
+    for device, found in run.layer_times.items():
+        least = _WORTH_A_BAR * max(ms or 0 for one in found for ms in one.ms)
+        drawn = [one for one in found if max(ms or 0 for ms in one.ms) >= least]
+        note = "Under the profiler every layer takes longer: compare layers with each other."
+        if len(drawn) < len(found):
+            note += f" {len(found) - len(drawn)} quick layers are in the table alone."
+        charts.append(
+            figures.pairs_chart(
+                [(one.name, *one.ms) for one in drawn],
+                f"Time by layer on {device}",
+                f"Median times of {len(drawn)} layers under the profiler, before and after.",
+                unit="ms",
+                shown=figures.layer_ms,
+                table=tables.times_table(found),
+                note=note,
+            )
         )
-        for device, found in run.layer_times.items()
-    ]
+    return charts
 
 
 def _snippet(run: RunContents) -> str:

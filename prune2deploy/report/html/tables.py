@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prune2deploy.report.html.charts import Table
-from prune2deploy.report.html.contents import RunContents
+from prune2deploy.report.html.contents import RunContents, TimedLayer
 from prune2deploy.report.metrics import FrozenChannels, Metrics
-from prune2deploy.report.numbers import size_text
+from prune2deploy.report.numbers import percent_change, size_text
 from prune2deploy.report.tables import comparison_rows
 
 _GIGA = 1e9
@@ -38,39 +38,26 @@ def widths_table(metrics: Metrics) -> Table:
     return Table(("group", "channels", "kept", "share"), tuple(rows), frozenset({1, 2, 3}))
 
 
-def layers_table(run: RunContents) -> Table:
-    """MACs and parameters of each layer, and its times where they were measured."""
-    devices = list(run.layer_times)
-    headings = ["layer", "operator", "MACs before", "after", "parameters before", "after"]
-    headings += [f"ms on {device}, {when}" for device in devices for when in ("before", "after")]
-    times = {d: {one.name: one.ms for one in found} for d, found in run.layer_times.items()}
-    rows = []
-    for one in run.layers or ():
-        cells = [one.name, one.operator]
-        cells += [_counted(value) for pair in (one.macs, one.params) for value in pair]
-        cells += [_ms(ms) for d in devices for ms in times[d].get(one.name, (None, None))]
-        rows.append(tuple(cells))
-    if not rows:
-        return _times_table(run)
-    return Table(tuple(headings), tuple(rows), frozenset(range(2, len(headings))))
+def costs_table(rows: Sequence[tuple[str, str, int | None, int | None]]) -> Table:
+    """(layer, operator, before, after) in full numbers, with the change."""
+    return _layers_table(rows, lambda value: f"{value:,.0f}")
 
 
-def _times_table(run: RunContents) -> Table:
-    rows = [
-        (device, one.name, one.operator, *map(_ms, one.ms))
-        for device, found in run.layer_times.items()
-        for one in found
-    ]
-    headings = ("device", "layer", "operator", "ms before", "ms after")
-    return Table(headings, tuple(rows), frozenset({3, 4}))
+def times_table(layers: Sequence[TimedLayer]) -> Table:
+    """Layers with their times in ms."""
+    return _layers_table([(one.name, one.operator, *one.ms) for one in layers], "{:.3f}".format)
 
 
-def _counted(value: int | None) -> str:
-    return "none" if value is None else f"{value:,}"
-
-
-def _ms(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f}"
+def _layers_table(
+    rows: Sequence[tuple[str, str, float | None, float | None]], shown: Callable[[float], str]
+) -> Table:
+    filled = []
+    for name, operator, old, new in rows:
+        figures = ("none" if value is None else shown(value) for value in (old, new))
+        change = "" if old is None or new is None else percent_change(old, new)
+        filled.append((name, operator, *figures, change))
+    headings = ("layer", "operator", "before", "after", "change")
+    return Table(headings, tuple(filled), frozenset({2, 3, 4}))
 
 
 def precisions_table(metrics: Metrics) -> Table:
