@@ -88,7 +88,9 @@ class Job:
         model = load_pruned(self.original(), self.folder.file(weights), plan).eval()
         masks = None
         if METHODS[self.recipe.prune.method].granularity == "weight":
-            masks = load_file(self.folder.file(files.MASKS))
+            held = load_file(self.folder.file(files.MASKS))
+            # The file has them by name; the report wants them as the network has its layers.
+            masks = {name: held[name] for name, _ in model.named_parameters() if name in held}
         return Pruned(model, Plan.from_json(plan.read_text(encoding="utf-8")), masks=masks)
 
     def result(self, stage: str) -> dict[str, Any]:
