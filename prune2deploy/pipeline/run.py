@@ -30,7 +30,14 @@ from prune2deploy.pipeline.processes import (
 )
 from prune2deploy.pipeline.pruning import Checkpoints
 from prune2deploy.pipeline.reporting import write_report
-from prune2deploy.pipeline.stages import StageRecord, StageStore, key_of, read_record, usable
+from prune2deploy.pipeline.stages import (
+    Found,
+    StageRecord,
+    StageStore,
+    key_of,
+    read_record,
+    usable,
+)
 from prune2deploy.pipeline.tracking import Tracker, check_tracking, tracking
 from prune2deploy.pipeline.work import WORK, Job, onnx_files
 from prune2deploy.recipe import Recipe, dump_recipe
@@ -182,14 +189,15 @@ def outlook(
         before = [
             one.stage for one in found if one.what == "run" and one.stage in KINDS[stage].after
         ]
-        record, reason = None, f"it depends on {' and '.join(before)}"
+        there = Found(None, f"it depends on {' and '.join(before)}")
         if not before:
-            record, reason = _found(going, stage, depends)
-        if record is None:
-            found.append(Outlook(stage, "run", reason, _expected(going, stage, depends)))
+            there = _found(going, stage, depends)
+        if there.record is None:
+            expected = _expected(going, stage, depends)
+            found.append(Outlook(stage, "run", there.reason, expected))
             continue
-        going.job.records[stage] = record
-        found.append(Outlook(stage, "kept" if record.taken_from is None else "taken", reason))
+        going.job.records[stage] = there.record
+        found.append(Outlook(stage, "taken" if there.elsewhere else "kept", there.reason))
     return going.job.folder.path, found
 
 
@@ -221,11 +229,10 @@ def _begin(
     return _Going(job, StageStore(folder, folder.others), options, stages[: last + 1], forced)
 
 
-def _found(going: _Going, stage: str, depends: dict[str, str]) -> tuple[StageRecord | None, str]:
+def _found(going: _Going, stage: str, depends: dict[str, str]) -> Found:
     if stage in going.forced:
-        return None, f"--from {going.options.start} was given"
-    found = going.store.find(stage, depends)
-    return found.record, found.reason
+        return Found(None, f"--from {going.options.start} was given")
+    return going.store.find(stage, depends)
 
 
 def _go(going: _Going) -> None:
@@ -240,6 +247,7 @@ def _go(going: _Going) -> None:
             going.store.forget(stage)
         log.info("prune2deploy %s, recipe '%s'", __version__, recipe.name)
         folder.write(files.RECIPE, dump_recipe(recipe))
+        going.options.say(f"Folder: {folder.path}")
         try:
             with tracking(recipe, folder) as going.tracker:
                 for stage in going.stages:
@@ -272,15 +280,15 @@ def _done(going: _Going, stage: str) -> StageRecord:
     """Keep, take or run a stage; its record says what it left."""
     going.options.began(stage)
     depends = going.depends(stage)
-    record, reason = _found(going, stage, depends)
-    if record is None:
-        _tell(going, f"{stage}: run, because {reason}")
+    found = _found(going, stage, depends)
+    if found.record is None:
+        _tell(going, f"{stage}: run, because {found.reason}")
         return _run(going, stage, depends)
-    if record.taken_from is not None:
-        _tell(going, f"{stage}: taken from another run; {reason}")
-        return going.store.adopt(record)
-    _tell(going, f"{stage}: kept, of {record.finished}; {reason}")
-    return record
+    if found.elsewhere:
+        _tell(going, f"{stage}: taken from another run; {found.reason}")
+        return going.store.adopt(found.record)
+    _tell(going, f"{stage}: kept, of {found.record.finished}; {found.reason}")
+    return found.record
 
 
 def _run(going: _Going, stage: str, depends: dict[str, str]) -> StageRecord:

@@ -69,10 +69,11 @@ def key_of(depends: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Found:
-    """A record that can be used, or why there is none."""
+    """A record that can be used, or why there is none. elsewhere: its files are to be copied."""
 
     record: StageRecord | None
     reason: str
+    elsewhere: bool = False
 
 
 class StageStore:
@@ -94,7 +95,7 @@ class StageStore:
             theirs, why_not = usable(other, stage, depends)
             if theirs is not None:
                 taken = theirs.model_copy(update={"taken_from": str(other)})
-                return Found(taken, f"{other.name} has it, made from the same")
+                return Found(taken, f"{other.name} has it, made from the same", elsewhere=True)
             if reason == NEVER and why_not != NEVER:
                 reason = f"unlike in {other.name}, {why_not}"
         return Found(None, reason)

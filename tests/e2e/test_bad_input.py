@@ -184,5 +184,5 @@ def test_ctrl_c_keeps_what_was_made(project):
     assert "interrupted" in errors
     assert str(out) in errors
     assert "Traceback" not in errors
-    assert (out / "pruned.safetensors").exists()
+    assert (out / "cut.safetensors").exists()
     assert not list(Path(out).glob("*.tmp"))

@@ -94,8 +94,10 @@ def test_another_runs_stage_is_copied(tmp_path: Path) -> None:
     assert not (tmp_path / "new" / "deep").exists()
     new.adopt(found.record)
     assert (tmp_path / "new" / "deep" / "pruned.bin").read_text() == "weights"
-    again = store(tmp_path / "new").find("prune", DEPENDS)
+    again = store(tmp_path / "new", tmp_path / "old").find("prune", DEPENDS)
     assert again.record == found.record
+    # What was copied once is this run's own.
+    assert (found.elsewhere, again.elsewhere) == (True, False)
 
 
 def test_another_runs_damaged_stage_is_not(tmp_path: Path) -> None:
