@@ -63,6 +63,13 @@ def run(
         bool,
         typer.Option("--dry-run", help="Only say which stages would be run, why, and how long."),
     ] = False,
+    ci: Annotated[
+        bool,
+        typer.Option(
+            "--ci",
+            help="Also write junit.xml with the gates, and the summary where GitHub shows it.",
+        ),
+    ] = False,
     checkpoint_every: Annotated[
         float,
         typer.Option(
@@ -87,6 +94,7 @@ def run(
 
         from prune2deploy.pipeline import RunOptions, outlook, run_recipe, run_until
         from prune2deploy.report import results_table
+        from prune2deploy.report.ci import tell_ci
 
         options = RunOptions(start=start, checkpoint_s=checkpoint_every, say=work.say)
         if dry_run:
@@ -99,6 +107,8 @@ def run(
             return
         result = run_recipe(loaded, output, options)
         show(results_table(result.metrics), f"Everything is in {result.folder}")
+        if ci:
+            show(*tell_ci(result.folder, result.metrics))
     if result.failures:
         for failure in result.failures:
             tell_error(failure.message)

@@ -61,6 +61,7 @@ def sweep(
 
         loaded = load_sweep(file)
 
+        from prune2deploy.pipeline.reporting import write_comparison
         from prune2deploy.sweep import run_sweep, sweep_folder
         from prune2deploy.sweep.cluster import require_ray
         from prune2deploy.sweep.summary import NOTE, group_table, run_table
@@ -81,6 +82,9 @@ def sweep(
         )
         show(table(*run_table(result.summary)), table(*group_table(result.summary)), NOTE)
         show(f"Everything is in {folder}, both tables in sweep.md and sweep.json")
+        compared = [row.folder for row in result.rows if row.state == "finished"]
+        if len(compared) > 1:
+            show(f"One page of all: {write_comparison(compared, folder / 'report.html')}")
     _tell_failures(result)
     if result.failed:
         raise typer.Exit(USER_ERROR)
