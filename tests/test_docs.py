@@ -112,6 +112,15 @@ def test_the_python_in_the_readme_runs() -> None:
     assert {"graph", "plan", "small", "zeros", "folded"} <= set(names)
 
 
+def test_the_method_of_the_guide_works() -> None:
+    (code,) = _blocks("docs/guides/add-a-method.md", "python")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    graph = names["graph"]
+    kept = graph.cost.macs(graph.counts(names["plan"])) / graph.cost.macs(graph.full)
+    assert kept == pytest.approx(0.5, rel=0.05)
+
+
 def test_the_rule_in_the_design_works(monkeypatch: pytest.MonkeyPatch) -> None:
     # A name of its own: an operator belongs to the process, and examples/own_rule has that one.
     @torch.library.custom_op("p2d_docs::blur", mutates_args=())
