@@ -466,8 +466,8 @@ def measure(paths, *, device, **more):
     with progress.task("Measuring", 1.0) as shown:
         while not (out / "latency/local.json").exists():
             time.sleep(0.005)
-        os.kill(os.getpid(), signal.SIGINT)
         try:
+            os.kill(os.getpid(), signal.SIGINT)
             while True:
                 shown.advance(0)
                 time.sleep(0.005)
