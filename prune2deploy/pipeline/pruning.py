@@ -32,7 +32,8 @@ from prune2deploy.pipeline.planning import (
     prepare,
     rounding,
 )
-from prune2deploy.pipeline.timed_budget import goals_of, notes_of, plan_for_time
+from prune2deploy.pipeline.timed_budget import Limit, notes_of, plan_for_time
+from prune2deploy.pipeline.timed_target import goals_of
 from prune2deploy.recipe import TIMES, Recipe
 from prune2deploy.train import evaluate, fit, recalibrate_batchnorm
 
@@ -80,7 +81,7 @@ def prune(recipe: Recipe, inputs: Inputs, model: nn.Module) -> Pruned:
         graph = start if model is teacher else trace(model, inputs.example, section.exclude)
         log.info("Round %d of %d: %d groups", number, rounds, len(graph.groups))
         if section.budget.timed:
-            step = _timed(recipe, inputs, method, graph)
+            step = _timed(recipe, inputs, method, graph, start, number)
         else:
             step = _sized(recipe, inputs, method, graph, start, number)
         if edits_weights(method):
@@ -118,8 +119,10 @@ def _sized(
     )
 
 
-def _timed(recipe: Recipe, inputs: Inputs, method: Method[Any], graph: Graph) -> Plan:
-    """The plan for a budget of time, measured on its devices."""
+def _timed(
+    recipe: Recipe, inputs: Inputs, method: Method[Any], graph: Graph, start: Graph, number: int
+) -> Plan:
+    """The plan of one round for a budget of time, measured on its devices."""
     section = recipe.prune
     context = Context(
         graph,
@@ -130,15 +133,16 @@ def _timed(recipe: Recipe, inputs: Inputs, method: Method[Any], graph: Graph) ->
     scores = channel_scores(context, method, section.normalize)
     budget, onnx = section.budget, recipe.export.onnx
     asked = {key: float(value) for key, value in budget.asked().items() if key in TIMES}  # type: ignore[arg-type]
-    limits = [
-        (cost, share * cost(graph.full))
-        for cost, share in ((graph.cost.macs, budget.macs), (graph.cost.params, budget.params))
-        if share is not None
-    ]
+    part = number / section.schedule.rounds
+    limits: list[Limit] = []
+    if budget.macs is not None:
+        limits.append((graph.cost.macs, budget.macs**part * start.cost.macs(start.full)))
+    if budget.params is not None:
+        limits.append((graph.cost.params, budget.params**part * start.cost.params(start.full)))
     found = plan_for_time(
         graph,
         scores,
-        goals_of(asked, budget.on),
+        goals_of(asked, budget.on, part),
         devices=load_devices(),
         options=ProfileOptions(threads=recipe.profile.threads, seed=recipe.seed),
         export=lambda model, path: export_model_file(
@@ -154,6 +158,7 @@ def _timed(recipe: Recipe, inputs: Inputs, method: Method[Any], graph: Graph) ->
         min_channels=section.min_channels,
         round_to=None if section.round_to == "auto" else section.round_to,
         limits=limits,
+        original=start.model,
     )
     notes = [*notes_of(found), *held_back(graph.frozen)]
     return replace(found.plan, notes=tuple(notes))
