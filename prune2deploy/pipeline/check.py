@@ -26,7 +26,7 @@ def check_recipe(recipe: Recipe) -> CheckReport:
     Raises:
         Prune2DeployError: the first thing that does not fit.
     """
-    devices_for(recipe.profile)
+    devices_for(recipe.profile, recipe.prune.budget)
     inputs = open_inputs(recipe)
     graph = trace(inputs.model, inputs.example, recipe.prune.exclude)
     layers: list[LayerWeights] = []

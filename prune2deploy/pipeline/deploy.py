@@ -15,7 +15,7 @@ from prune2deploy.errors import DeviceError, nearest_name_hint
 from prune2deploy.export import export_model_file, onnx_metadata
 from prune2deploy.latency import Campaign, ProfileOptions, ResultFolder, profile_devices
 from prune2deploy.pipeline.inputs import EVALUATION_BATCH, Inputs
-from prune2deploy.recipe import OnnxSection, ProfileSection
+from prune2deploy.recipe import BudgetSection, OnnxSection, ProfileSection
 from prune2deploy.report import NetworkFigures, ParityFigures
 
 
@@ -71,23 +71,38 @@ def _batch_norms_in(path: Path) -> int:
     return sum(node.op_type == "BatchNormalization" for node in nodes)
 
 
-def devices_for(section: ProfileSection) -> Devices:
+def devices_for(section: ProfileSection, budget: BudgetSection | None = None) -> Devices:
     """Return this machine's devices, among them all that the recipe names.
 
     Raises:
-        DeviceError: it names others, or a devices.yaml is not as it should be.
+        DeviceError: it names others, a devices.yaml is not as it should be, or a budget of time
+            is for a runtime that cannot tell how long layers take.
     """
     known = load_devices()
-    unknown = [name for name in section.on if name not in known]
+    _refuse_unknown("profile.on", section.on, known)
+    if budget is not None and budget.timed:
+        _refuse_unknown("prune.budget.on", budget.on, known)
+        for name in budget.on:
+            runtime = known[name].runtime
+            if runtime != "onnxruntime":
+                raise DeviceError(
+                    f"prune.budget.on names '{name}', whose runtime is {runtime}. A budget of time "
+                    "needs the times of single layers, which onnxruntime tells. Name a device "
+                    "with it, or ask for macs or params and look at the latency."
+                )
+    return known
+
+
+def _refuse_unknown(key: str, names: Sequence[str], known: Devices) -> None:
+    unknown = [name for name in names if name not in known]
     if unknown:
         one = unknown[0]
         named = ", ".join(f"'{name}'" for name in unknown)
         raise DeviceError(
-            f"profile.on names {named}, and no such device is known here. "
+            f"{key} names {named}, and no such device is known here. "
             f"{nearest_name_hint(one, known)} Add it with: prune2deploy devices add {one} "
-            "--host HOST, or measure elsewhere: --set profile.on=[local]"
+            f"--host HOST, or measure elsewhere: --set {key}=[local]"
         )
-    return known
 
 
 def profile_networks(

@@ -166,11 +166,6 @@ def channel_scores(
     Raises:
         MethodError: the method scores no channels, or nothing of this model.
     """
-    if method.removes_blocks:
-        raise BudgetError(
-            f"{method.name} removes whole blocks here, and a budget of time is about channels. "
-            "Write structure: channel, or a budget of macs or params."
-        )
     return _scores(context, method, _normalisation(method, normalize))
 
 

@@ -15,26 +15,20 @@ from torch import Tensor, nn
 from prune2deploy.channels import Graph, Plan, cut, trace, try_plan
 from prune2deploy.channels.compensation import compensate
 from prune2deploy.data import Loader
-from prune2deploy.devices import load_devices
 from prune2deploy.errors import ModelError
-from prune2deploy.export import export_model_file
-from prune2deploy.latency import ProfileOptions
 from prune2deploy.methods import Context, Method
 from prune2deploy.methods.common.weights import Masks
 from prune2deploy.pipeline.inputs import Inputs, train_settings
-from prune2deploy.pipeline.outcome import held_back
 from prune2deploy.pipeline.planning import (
     Share,
-    channel_scores,
     edits_weights,
     make_method,
     plan,
     prepare,
     rounding,
 )
-from prune2deploy.pipeline.timed_budget import Limit, notes_of, plan_for_time
-from prune2deploy.pipeline.timed_target import goals_of
-from prune2deploy.recipe import TIMES, Recipe
+from prune2deploy.pipeline.timed_round import timed_plan
+from prune2deploy.recipe import Recipe
 from prune2deploy.train import evaluate, fit, recalibrate_batchnorm
 
 log = logging.getLogger(__name__)
@@ -123,45 +117,13 @@ def _timed(
     recipe: Recipe, inputs: Inputs, method: Method[Any], graph: Graph, start: Graph, number: int
 ) -> Plan:
     """The plan of one round for a budget of time, measured on its devices."""
-    section = recipe.prune
     context = Context(
         graph,
         lambda count, size: _images(recipe, inputs, count, size),
         lambda model, count, size: _losses(recipe, inputs, model, count, size),
         lambda model: _judged(recipe, inputs, model),
     )
-    scores = channel_scores(context, method, section.normalize)
-    budget, onnx = section.budget, recipe.export.onnx
-    asked = {key: float(value) for key, value in budget.asked().items() if key in TIMES}  # type: ignore[arg-type]
-    part = number / section.schedule.rounds
-    limits: list[Limit] = []
-    if budget.macs is not None:
-        limits.append((graph.cost.macs, budget.macs**part * start.cost.macs(start.full)))
-    if budget.params is not None:
-        limits.append((graph.cost.params, budget.params**part * start.cost.params(start.full)))
-    found = plan_for_time(
-        graph,
-        scores,
-        goals_of(asked, budget.on, part),
-        devices=load_devices(),
-        options=ProfileOptions(threads=recipe.profile.threads, seed=recipe.seed),
-        export=lambda model, path: export_model_file(
-            model,
-            path,
-            input_shape=inputs.data.input_shape,
-            batch=onnx.batch,
-            opset=onnx.opset,
-            simplify=onnx.simplify,
-            tolerance=onnx.tolerance,
-            outputs=inputs.task.outputs,
-        ),
-        min_channels=section.min_channels,
-        round_to=None if section.round_to == "auto" else section.round_to,
-        limits=limits,
-        original=start.model,
-    )
-    notes = [*notes_of(found), *held_back(graph.frozen)]
-    return replace(found.plan, notes=tuple(notes))
+    return timed_plan(recipe, inputs, context, method, start, number)
 
 
 def _compensated(recipe: Recipe, inputs: Inputs, graph: Graph, step: Plan) -> Graph:

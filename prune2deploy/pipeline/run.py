@@ -123,7 +123,7 @@ def run_recipe(recipe: Recipe, output: Path | None = None) -> RunResult:
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     started = time.perf_counter()
-    devices = devices_for(recipe.profile)
+    devices = devices_for(recipe.profile, recipe.prune.budget)
     # Opened first: a recipe that does not fit its files leaves no folder behind.
     inputs = open_inputs(recipe)
     folder = RunFolder.create(output, recipe.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ from torch import nn
 
 from prune2deploy import progress
 from prune2deploy.budget import Decision, Widths, allowed_counts
-from prune2deploy.budget.latency import Counts, keep_under_times, upper_bound, value_of
+from prune2deploy.budget.latency import Counts, keep_under_times, value_of
+from prune2deploy.budget.latency_bound import upper_bound
 from prune2deploy.budget.widths import Scores
 from prune2deploy.channels import Graph, Plan, cut
 from prune2deploy.devices import Devices
@@ -93,8 +94,26 @@ def plan_for_time(
             Widths(group.name, allowed_counts(graph.width_steps(n, step), min_channels))
             for n, group in enumerate(graph.groups)
         ]
+        if any(goal.part < 1 for goal in goals):
+            _see_the_end(graph, scores, targets, step, min_channels)
         search = _Search(graph, scores, widths, targets, bench, export, limits, step)
         return search.run()
+
+
+def _see_the_end(
+    graph: Graph,
+    scores: Sequence[Scores | None],
+    targets: Sequence[Target],
+    step: int,
+    min_channels: int | None,
+) -> None:
+    """Tell before all the training between rounds that their last cannot be reached."""
+    floor = min_channels or 1  # a round that is not the first may go below the first's floor
+    steps = [allowed_counts(graph.width_steps(n, step), floor) for n in range(len(graph.groups))]
+    lowest = _lowest(scores, steps)
+    ends = [replace(target, goal=replace(target.goal, part=1.0)) for target in targets]
+    if any(end.predictor.total_us(lowest) > end.budget_us for end in ends):
+        raise BudgetError(_unreachable(ends, lowest))
 
 
 @dataclass
@@ -148,7 +167,8 @@ class _Search:
             except BudgetError as err:
                 if self.best is not None:
                     return None
-                raise BudgetError(self._unreachable()) from err
+                lowest = _lowest(self.scores, [w.counts for w in self.widths])
+                raise BudgetError(_unreachable(self.targets, lowest)) from err
             if counts.tobytes() not in tried:
                 tried.add(counts.tobytes())
                 return decision, counts
@@ -172,30 +192,30 @@ class _Search:
             self.best = TimedPlan(plan, kept, self.step, chosen=attempts)
         return used
 
-    def _unreachable(self) -> str:
-        lowest = np.array(
-            [
-                w.full if s is None else min(w.counts)
-                for s, w in zip(self.scores, self.widths, strict=True)
-            ],
-            dtype=np.int64,
-        )
-        told = []
-        for target in self.targets:
-            fastest = target.predictor.total_us(lowest)
-            if fastest > target.allowed_us:
-                fixed = target.predictor.factor * target.predictor.network.rest_us
-                told.append(
-                    f"on {target.goal.device} {target.budget_us / 1000:.4g} ms were asked for; "
-                    f"with every group at its narrowest about {fastest / 1000:.4g} ms are left, "
-                    f"the original takes {target.original_us / 1000:.4g} ms, and "
-                    f"{fixed / 1000:.3g} ms of it do not depend on widths"
-                )
-        reason = "; ".join(told) or "the limits beside the time cannot be held"
-        return (
-            f"The time cannot be reached: {reason}. Allow more time, lower prune.min_channels, "
-            "exclude less, or start from a smaller network."
-        )
+
+def _lowest(scores: Sequence[Scores | None], widths: Sequence[Sequence[int]]) -> Counts:
+    """The narrowest that may be; what has no scores stays whole."""
+    pairs = zip(scores, widths, strict=True)
+    return np.array([max(w) if s is None else min(w) for s, w in pairs], dtype=np.int64)
+
+
+def _unreachable(targets: Sequence[Target], lowest: Counts) -> str:
+    told = []
+    for target in targets:
+        fastest = target.predictor.total_us(lowest)
+        if fastest > target.allowed_us:
+            fixed = target.predictor.factor * target.predictor.network.rest_us
+            told.append(
+                f"on {target.goal.device} {target.budget_us / 1000:.4g} ms were asked for; with "
+                f"every group at its narrowest about {fastest / 1000:.4g} ms are left, the "
+                f"original takes {target.original_us / 1000:.4g} ms, and {fixed / 1000:.3g} ms of "
+                "it do not depend on widths"
+            )
+    reason = "; ".join(told) or "the limits beside the time cannot be held"
+    return (
+        f"The time cannot be reached: {reason}. Allow more time, lower prune.min_channels, "
+        "exclude less, or start from a smaller network."
+    )
 
 
 def _missed(history: Sequence[Sequence[Attempt]]) -> str:

@@ -19,7 +19,7 @@ CLOSE = 0.95
 """A time between this share of its budget and the budget has met it."""
 
 AIM = (1 + CLOSE) / 2
-_LAYERS_TIME_S = 2.0
+LAYERS_TIME_S = 2.0
 _FULL_CORRECTIONS = 2
 
 
@@ -177,7 +177,7 @@ def open_target(graph: Graph, goal: Goal, current: Path, bench: Bench) -> Target
 
     current: the file of the graph's model; of a first round it is the original's.
     """
-    short = replace(bench.options, min_time_s=_LAYERS_TIME_S)
+    short = replace(bench.options, min_time_s=LAYERS_TIME_S)
     found = profile_layers(
         {"current": current}, device=goal.device, options=short, devices=bench.devices
     )

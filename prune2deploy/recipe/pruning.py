@@ -247,9 +247,6 @@ class PruneSection(Section):
         if self.schedule.kind == "iterative" and method.rounds is None:
             text = f"{method.name} knows no rounds: its training does it all. Write kind: one_shot"
             problems.append((("schedule", "kind"), text))
-        if self.schedule.rounds > 1 and self.budget.timed:
-            text = f"a time is reached at once, in 1 round, found {self.schedule.rounds}"
-            problems.append((rounds, text))
         if self.schedule.rounds > 1 and self.budget.pattern is not None:
             text = f"a pattern is made at once, in 1 round, found {self.schedule.rounds}"
             problems.append((rounds, text))
