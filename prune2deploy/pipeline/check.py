@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from prune2deploy.methods import METHODS
 from prune2deploy.models import check_forward, load_model
 from prune2deploy.pipeline.deploy import devices_for
 from prune2deploy.pipeline.inputs import Inputs, open_inputs
-from prune2deploy.pipeline.planning import plan, rounding
+from prune2deploy.pipeline.planning import plan
+from prune2deploy.pipeline.pruning import round_to_of
 from prune2deploy.pipeline.weights import weight_masks
 from prune2deploy.recipe import Recipe
 from prune2deploy.report import CheckReport, LayerWeights
@@ -37,13 +39,15 @@ def check_recipe(recipe: Recipe) -> CheckReport:
         note = "The widths are found when the network is measured; nothing is measured here."
         planned = graph.plan([np.arange(group.size) for group in graph.groups], [note])
     else:
+        round_to, whence = round_to_of(recipe)
         planned = plan(
             graph,
             "l1",
             budget=recipe.prune.budget.target(),
-            round_to=rounding(recipe.prune.round_to),
+            round_to=round_to,
             min_channels=recipe.prune.min_channels,
         )
+        planned = replace(planned, notes=(*planned.notes, *whence))
     kept = graph.counts(planned)
     return CheckReport(
         name=recipe.name,

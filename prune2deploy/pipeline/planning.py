@@ -30,7 +30,6 @@ from prune2deploy.pipeline.outcome import held_back, reached
 
 Share = float | Mapping[str, float]
 Allocate = Callable[[Allocation], Counts | None]
-ROUND_TO = 8
 UNITS = {"macs": "MACs", "params": "parameters"}
 
 
@@ -167,11 +166,6 @@ def channel_scores(
         MethodError: the method scores no channels, or nothing of this model.
     """
     return _scores(context, method, _normalisation(method, normalize))
-
-
-def rounding(wanted: int | str) -> int:
-    """The number that widths are multiples of; "auto" is the one that suits most CPUs."""
-    return ROUND_TO if isinstance(wanted, str) else wanted
 
 
 def _scores(

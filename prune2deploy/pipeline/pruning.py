@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from prune2deploy.channels import Graph, Plan, cut, trace, try_plan
 from prune2deploy.channels.compensation import compensate
 from prune2deploy.data import Loader
+from prune2deploy.devices import load_devices
 from prune2deploy.errors import ModelError
+from prune2deploy.latency import ProfileOptions
 from prune2deploy.methods import Context, Method
 from prune2deploy.methods.common.weights import Masks
 from prune2deploy.pipeline.inputs import Inputs, train_settings
@@ -25,8 +27,8 @@ from prune2deploy.pipeline.planning import (
     make_method,
     plan,
     prepare,
-    rounding,
 )
+from prune2deploy.pipeline.rounding import rounding_for
 from prune2deploy.pipeline.timed_round import timed_plan
 from prune2deploy.recipe import Recipe
 from prune2deploy.train import evaluate, fit, recalibrate_batchnorm
@@ -99,11 +101,12 @@ def _sized(
     """The plan of one round for a budget that is known without measuring."""
     section = recipe.prune
     rounds = section.schedule.rounds
-    return plan(
+    round_to, whence = round_to_of(recipe)
+    found = plan(
         graph,
         method,
         budget=_round_budget(section.budget.target(), number, rounds),
-        round_to=rounding(section.round_to),
+        round_to=round_to,
         min_channels=section.min_channels,
         normalize=section.normalize,
         images=lambda count, size: _images(recipe, inputs, count, size),
@@ -111,6 +114,18 @@ def _sized(
         judge=lambda model: _judged(recipe, inputs, model),
         original=start,
     )
+    return found if found.blocks else replace(found, notes=(*found.notes, *whence))
+
+
+def round_to_of(recipe: Recipe) -> tuple[int, list[str]]:
+    """What a budget that is no time rounds widths to, and a note where that was not said."""
+    section = recipe.prune
+    if section.round_to != "auto":
+        return section.round_to, []
+    options = ProfileOptions(threads=recipe.profile.threads)
+    step, whence = rounding_for(recipe.profile.on, load_devices(), options)
+    log.info("%s", whence)
+    return step, [whence]
 
 
 def _timed(

@@ -91,6 +91,8 @@ class BudgetSection(Section):
 
     def misfits(self) -> list[tuple[Key, str]]:
         """The unit."""
+        if len(set(self.on)) < len(self.on):
+            return [(("on",), f"names a device twice, found {', '.join(self.on)}")]
         named = list(self.asked())
         times = [unit for unit in TIMES if unit in named]
         if not times and self.on != type(self).model_fields["on"].default:
@@ -161,8 +163,9 @@ class PruneSection(Section):
     budget: BudgetSection = Field(description="How much of the original is kept.")
     round_to: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",
-        description="Widths are multiples of this; auto: of the device's own steps for a budget "
-        "of time, else of 8, which suits most CPUs.",
+        description="Widths are multiples of this; auto: of the devices' own steps, which a budget "
+        "of time measures; other budgets use what is known of profile.on's, else 8, which suits "
+        "most CPUs.",
     )
     min_channels: int | None = Field(
         default=None,

@@ -8,7 +8,7 @@ import pytest
 from prune2deploy.devices import LocalSettings
 from prune2deploy.errors import DeviceError
 from prune2deploy.pipeline import check_recipe, deploy, run_recipe
-from prune2deploy.recipe import ProfileSection, parse_recipe
+from prune2deploy.recipe import BudgetSection, ProfileSection, parse_recipe
 
 RECIPE = """
 model: {source: "digits:convnet", input: [1, 8, 8]}
@@ -55,3 +55,16 @@ def test_the_rest_is_measured_under_the_conditions_of_the_recipe():
     assert "--threads" not in deploy.measure_rest_command(
         models, ProfileSection(), ["pi5"], Path("out")
     )
+
+
+def test_devices_of_a_budget_of_time_are_known_and_can_tell_the_times_of_layers(known, monkeypatch):
+    budget = BudgetSection(speedup=2, on=["local", "pi5"])
+    with pytest.raises(DeviceError, match=r"prune.budget.on names 'pi5', and no such device"):
+        deploy.devices_for(ProfileSection(), budget)
+    assert "orin" in deploy.devices_for(ProfileSection(), BudgetSection(speedup=2, on=["orin"]))
+    devices = {"local": LocalSettings(), "orin": LocalSettings(runtime="tensorrt")}
+    monkeypatch.setattr(deploy, "load_devices", lambda: devices)
+    with pytest.raises(DeviceError, match=r"names 'orin', whose runtime is tensorrt. A budget of"):
+        deploy.devices_for(ProfileSection(), BudgetSection(speedup=2, on=["orin"]))
+    # Where no time is asked for, nobody looks at it.
+    assert deploy.devices_for(ProfileSection(), BudgetSection(macs=0.5)) == devices
