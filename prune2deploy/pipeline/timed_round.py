@@ -89,4 +89,10 @@ def timed_plan(
         limits=limits,
         original=start.model,
     )
-    return replace(found.plan, notes=(*notes_of(found), *held_back(graph.frozen)))
+    notes = [*notes_of(found), *held_back(graph.frozen)]
+    if type(method).allocate is not Method.allocate:
+        notes.append(
+            f"{method.name} would choose how many channels each group keeps for a budget of macs; "
+            "for one of time its scores were used, and the device's times."
+        )
+    return replace(found.plan, notes=tuple(notes))
