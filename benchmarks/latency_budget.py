@@ -1,14 +1,21 @@
 """What a budget of time brings over a budget of MACs, on this machine.
 
-    python benchmarks/latency_budget.py [MODEL ...] [--budgets 0.75 0.5 0.33] [--threads 1]
-        [--min-time 3] [--output latency_budget.json]
+    python benchmarks/latency_budget.py [MODEL ...] [--threads 1] [--min-time 3]
+        [--budgets 0.75 0.5 0.33] [--output latency_budget.json]
 
-For each torchvision model (random weights, L1 scores, 224x224): the widths that fit into a share
-of the original's time, measured; and, at the same share of MACs as the result for half the time,
-the measured time of plain plans with widths as they fall and rounded to 8 and to 16. Importance is
-the share of the summed scores that is kept, the same scores for all plans.
+For each torchvision model (random weights, L1 scores, 224x224), in parts:
 
-What is in the JSON already is not done again.
+- same MACs: at half the MACs, measured in turns in one session, plain plans with widths as they
+  fall and rounded to 8 and 16, Torch-Pruning's own with round_to=8 (where torch-pruning is
+  installed), and the widths that the solver chooses by the device's table for as much time as
+  leaves half the MACs;
+- same time: the time of the plain plan rounded to 8 as a budget, closed loop, and both again in
+  one session; what each keeps of the importance;
+- budgets: shares of the original's time, closed loop.
+
+Importance is the share of the summed scores that is kept, the same scores for all plans of ours.
+What is in the JSON already is not done again: a benchmark that was interrupted goes on, and one
+model at a time can be measured. `--table` prints Markdown of what there is.
 """
 
 from __future__ import annotations
@@ -17,23 +24,25 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from rich.console import Console
-from rich.table import Table
+from latency_budget_table import markdown
 
-from prune2deploy.budget.latency import value_of
-from prune2deploy.channels import Graph, cut, trace
+from prune2deploy.budget import Widths, allowed_counts
+from prune2deploy.budget.latency import Counts, keep_under_times, value_of
+from prune2deploy.channels import Graph, Plan, cut, trace
 from prune2deploy.devices import load_devices
 from prune2deploy.errors import Prune2DeployError
 from prune2deploy.export import export_model_file
 from prune2deploy.latency import ProfileOptions, profile
 from prune2deploy.methods import Context
 from prune2deploy.pipeline.planning import channel_scores, make_method, plan
-from prune2deploy.pipeline.timed_budget import Goal, plan_for_time
+from prune2deploy.pipeline.timed_budget import TimedPlan, plan_for_time
+from prune2deploy.pipeline.timed_target import Bench, Goal, open_target
 
 MODELS = (
     "resnet18",
@@ -45,131 +54,199 @@ MODELS = (
     "regnet_y_400mf",
 )
 ROUNDINGS = (1, 8, 16)
+MACS = 0.5
+PLAIN = "MACs, round_to 8"
+_HALVINGS = 14
 
 
 def export(model: torch.nn.Module, path: Path) -> None:
+    """As it is deployed."""
     export_model_file(model, path, input_shape=(3, 224, 224))
 
 
-def shares(graph: Graph, counts: Any) -> float:
-    return graph.cost.macs(counts) / graph.cost.macs(graph.full)
+class Subject:
+    """A model with its graph and scores."""
 
+    def __init__(self, name: str, options: ProfileOptions) -> None:
+        torch.manual_seed(0)
+        self.model = torchvision.models.get_model(name).eval()
+        self.image = torch.randn(1, 3, 224, 224)
+        self.graph: Graph = trace(self.model, self.image)
+        self.scores = channel_scores(Context(self.graph), make_method("l1", {}), None)
+        self.options = options
 
-def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one model."""
-    torch.manual_seed(0)
-    model = torchvision.models.get_model(name).eval()
-    graph = trace(model, torch.randn(1, 3, 224, 224))
-    method = make_method("l1", {})
-    scores = channel_scores(Context(graph), method, None)
-    options = ProfileOptions(threads=arguments.threads, min_time_s=arguments.min_time)
-    devices = load_devices()
-    found: dict[str, Any] = {"timed": [], "plain": []}
-    for share in arguments.budgets:
-        start = time.perf_counter()
-        try:
-            done = plan_for_time(
-                graph,
-                scores,
-                [Goal("local", speedup=1 / share)],
-                devices=devices,
-                options=options,
-                export=export,
-            )
-        except Prune2DeployError as err:
-            found["timed"].append({"share": share, "error": str(err)})
-            continue
-        attempts = [rounds[0] for rounds in done.attempts]
-        found["timed"].append(
-            {
-                "share": share,
-                "macs": shares(graph, graph.counts(done.plan)),
-                "importance": done.importance,
-                "used": [one.used for one in attempts],
-                "time": share * done.chosen[0].used,
-                "errors": [one.predicted_ms / one.measured_ms - 1 for one in attempts],
-                "seconds": time.perf_counter() - start,
-            }
+    def figures(self, made: Plan) -> dict[str, float]:
+        """What is known of a plan without measuring."""
+        return self.of(self.graph.counts(made))
+
+    def of(self, counts: Counts) -> dict[str, float]:
+        """The shares of MACs and importance that counts keep."""
+        macs = self.graph.cost.macs
+        return {
+            "macs": macs(counts) / macs(self.graph.full),
+            "importance": value_of(self.scores, counts),
+        }
+
+    def plain(self, round_to: int) -> Plan:
+        """The plan by MACs."""
+        return plan(self.graph, "l1", budget={"macs": MACS}, round_to=round_to)
+
+    def fitted(self, goal: Goal) -> TimedPlan:
+        """The plan for a time, closed loop."""
+        return plan_for_time(
+            self.graph,
+            self.scores,
+            [goal],
+            devices=load_devices(),
+            options=self.options,
+            export=export,
         )
-    half = next((one for one in found["timed"] if one["share"] == 0.5 and "macs" in one), None)
-    macs = half["macs"] if half else 0.5
+
+    def measured(self, models: Mapping[str, torch.nn.Module]) -> dict[str, dict[str, float]]:
+        """Times as shares of the original's, all in turns in one session."""
+        with tempfile.TemporaryDirectory() as folder:
+            files = {"original": Path(folder, "original.onnx")}
+            export(self.model, files["original"])
+            for number, (name, model) in enumerate(models.items()):
+                files[name] = Path(folder, f"{number}.onnx")
+                export(model, files[name])
+            result = profile(files, options=self.options)
+        return {
+            one.other: {"time": 1 / one.ratio, "low": 1 / one.high, "high": 1 / one.low}
+            for one in result.speedups
+        }
+
+
+def widths_of_table(subject: Subject) -> tuple[Plan, float]:
+    """The solver's plan for as much time as leaves MACS, and its predicted share of the time."""
+    graph = subject.graph
     with tempfile.TemporaryDirectory() as folder:
-        files = {"original": Path(folder, "original.onnx")}
-        export(model, files["original"])
-        kept = {}
-        for rounding in ROUNDINGS:
-            made = plan(graph, "l1", budget={"macs": macs}, round_to=rounding)
-            key = f"round_to {rounding}"
-            files[key] = Path(folder, f"{rounding}.onnx")
-            export(cut(model, made), files[key])
-            counts = graph.counts(made)
-            kept[key] = shares(graph, counts), value_of(scores, counts)
-        result = profile(files, options=options)
-    for one in result.speedups:
-        macs_kept, importance = kept[one.other]
-        found["plain"].append(
-            {
-                "name": one.other,
-                "time": 1 / one.ratio,
-                "low": 1 / one.high,
-                "high": 1 / one.low,
-                "macs": macs_kept,
-                "importance": importance,
-            }
+        bench = Bench(Path(folder, "original.onnx"), load_devices(), subject.options)
+        export(subject.model, bench.original)
+        target = open_target(graph, Goal("local", speedup=2.0), bench.original, bench)
+    widths = [
+        Widths(group.name, allowed_counts(graph.width_steps(n, target.step), None))
+        for n, group in enumerate(graph.groups)
+    ]
+    low, high, found = 0.0, 1.0, None
+    for _ in range(_HALVINGS):
+        share = (low + high) / 2
+        try:
+            decision, counts = keep_under_times(
+                subject.scores, widths, [(target.parts(), share * target.original_us)]
+            )
+        except Prune2DeployError:
+            low = share
+            continue
+        if subject.of(counts)["macs"] > MACS:
+            high = share
+        else:
+            low, found = share, (decision, counts)
+    if found is None:
+        raise RuntimeError("no time leaves so few MACs")
+    predicted = target.predictor.total_us(found[1]) / target.original_us
+    return graph.plan(found[0].kept), predicted
+
+
+def same_macs(subject: Subject) -> dict[str, Any]:
+    """Plans at half the MACs, by what chose their widths."""
+    plans = {f"MACs, round_to {one}": subject.plain(one) for one in ROUNDINGS}
+    plans["time"], predicted = widths_of_table(subject)
+    models = {name: cut(subject.model, made) for name, made in plans.items()}
+    found: dict[str, Any] = {name: subject.figures(made) for name, made in plans.items()}
+    found["time"]["predicted"] = predicted
+    peer: dict[str, Any] = {}
+    try:
+        from latency_budget_peer import macs_of, pruned_to
+
+        models["Torch-Pruning"] = pruned_to(subject.model, subject.image, MACS, 8)
+        peer["macs"] = macs_of(models["Torch-Pruning"], subject.image) / macs_of(
+            subject.model, subject.image
         )
-    found["tainted"] = list(result.tainted)
+    except Exception as err:  # whatever another tool raises is its result
+        models.pop("Torch-Pruning", None)
+        peer["error"] = f"{type(err).__name__}: {err}"[:200]
+    found["Torch-Pruning"] = peer
+    for name, times in subject.measured(models).items():
+        found[name] |= times
     return found
 
 
-def table_of(found: dict[str, Any]) -> Table:
-    table = Table(title="Times and MACs as shares of the original's")
-    for heading in ("model", "plan", "time", "MACs", "importance", "rounds", "first error", "last"):
-        table.add_column(heading, justify="right")
-    for name, one in found.items():
-        for timed in one["timed"]:
-            if "error" in timed:
-                table.add_row(name, f"{timed['share']:.0%} of the time", timed["error"][:40])
-                continue
-            table.add_row(
-                name,
-                f"{timed['share']:.0%} of the time",
-                f"{timed['time']:.3f}",
-                f"{timed['macs']:.3f}",
-                f"{timed['importance']:.3f}",
-                str(len(timed["used"])),
-                f"{timed['errors'][0]:+.1%}",
-                f"{timed['errors'][-1]:+.1%}",
-            )
-        for plain in one["plain"]:
-            table.add_row(
-                name,
-                plain["name"],
-                f"{plain['time']:.3f}",
-                f"{plain['macs']:.3f}",
-                f"{plain['importance']:.3f}",
-            )
-    return table
+def told(found: TimedPlan, subject: Subject, seconds: float) -> dict[str, Any]:
+    """The figures of a closed loop."""
+    attempts = [rounds[0] for rounds in found.attempts]
+    return {
+        **subject.figures(found.plan),
+        "used": [one.used for one in attempts],
+        "errors": [one.predicted_ms / one.measured_ms - 1 for one in attempts],
+        "chosen": attempts.index(found.chosen[0]),
+        "gap": found.gap,
+        "seconds": seconds,
+    }
+
+
+def budget(subject: Subject, share: float) -> dict[str, Any]:
+    """A share of the original's time."""
+    start = time.perf_counter()
+    try:
+        found = subject.fitted(Goal("local", speedup=1 / share))
+    except Prune2DeployError as err:
+        return {"error": str(err)}
+    return told(found, subject, time.perf_counter() - start)
+
+
+def same_time(subject: Subject, share: float) -> dict[str, Any]:
+    """The plain plan's time as a budget, and both measured beside one another."""
+    if share >= 1:
+        return {"error": f"the plan by MACs takes {share:.2f} of the original's time"}
+    start = time.perf_counter()
+    try:
+        found = subject.fitted(Goal("local", speedup=1 / share))
+    except Prune2DeployError as err:
+        return {"error": str(err)}
+    seconds = time.perf_counter() - start
+    plain = subject.plain(8)
+    models = {PLAIN: cut(subject.model, plain), "time": cut(subject.model, found.plan)}
+    result: dict[str, Any] = {PLAIN: subject.figures(plain), "time": told(found, subject, seconds)}
+    for name, times in subject.measured(models).items():
+        result[name] |= times
+    return result
+
+
+def add_parts(one: dict[str, Any], name: str, arguments: argparse.Namespace) -> Any:
+    """Measure what is missing of one model, and give back after every part."""
+    options = ProfileOptions(threads=arguments.threads, min_time_s=arguments.min_time)
+    subject = Subject(name, options)
+    if "same_macs" not in one:
+        one["same_macs"] = same_macs(subject)
+        yield
+    if "same_time" not in one:
+        one["same_time"] = same_time(subject, one["same_macs"][PLAIN]["time"])
+        yield
+    for share in arguments.budgets:
+        if str(share) not in one.setdefault("budgets", {}):
+            one["budgets"][str(share)] = budget(subject, share)
+            yield
 
 
 def main() -> None:
     """Measure what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("models", nargs="*", default=[*MODELS])
-    parser.add_argument("--budgets", nargs="+", type=float, default=[0.75, 0.5, 0.33])
+    parser.add_argument("--budgets", nargs="*", type=float, default=[0.75, 0.5, 0.33])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--min-time", type=float, default=3.0)
     parser.add_argument("--output", type=Path, default=Path("latency_budget.json"))
+    parser.add_argument("--table", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
-    console = Console()
     found: dict[str, Any] = {}
     if arguments.output.exists():
         found = json.loads(arguments.output.read_text())
-    for name in arguments.models:
-        if name not in found:
-            found[name] = measured(name, arguments)
+    of_threads = found.setdefault(str(arguments.threads), {})
+    for name in [] if arguments.table else arguments.models:
+        for _ in add_parts(of_threads.setdefault(name, {}), name, arguments):
             arguments.output.write_text(json.dumps(found, indent=1))
-            console.print(table_of({name: found[name]}))
-    console.print(table_of(found))
+    print(markdown(found))
 
 
 if __name__ == "__main__":

@@ -3,17 +3,15 @@
 Which widths to keep is a knapsack over steps in which the time of a layer depends on two groups at
 once, its input's and its output's. It is solved by Lagrange's multiplier: for a price of time,
 each group in turn takes the width that is best for its neighbours' present widths, until nothing
-changes; the price is halved in on until the time fits, and what is left over is spent greedily.
-How far from the best that can be is bounded by a linear program, where every layer depends on two
-groups at most.
+changes; the price is halved in on until the time fits, and what is left over is spent greedily,
+and widths are exchanged between pairs of groups as long as that brings more. How far
+from the best that is: latency_bound.py.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +20,13 @@ from prune2deploy.budget.widths import Decision, Scores, Widths, best
 from prune2deploy.errors import BudgetError
 
 Counts = npt.NDArray[np.int64]
+Shares = npt.NDArray[np.float64]
 
 _PRICES = 40
 _SWEEPS = 30
 _NEAR = 1e-3  # prices that differ by less give the same widths, or nearly
-_BOUND_VARIABLES = 20_000  # a larger linear program takes too long for what it tells
-_BOUND_TIME_S = 2.0
+_EXCHANGES = 20
+_EXCHANGED_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -99,137 +98,6 @@ def value_of(scores: Sequence[Scores | None], counts: Counts) -> float:
     return kept / total if total else 1.0
 
 
-def upper_bound(
-    scores: Sequence[Scores | None],
-    widths: Sequence[Widths],
-    budgets: Sequence[tuple[Parts, float]],
-) -> float | None:
-    """No widths within the budgets keep more than this share of the importance, 0 to 1.
-
-    By a linear program in which a group may be a mixture of its widths, and a part's pair of
-    groups a mixture of pairs of widths that agrees with both. None: a part depends on more than
-    two groups, the program is large or takes long, or nothing is within the budgets.
-    """
-    worth = [importance(s, w) for s, w in zip(scores, widths, strict=True)]
-    if any(len(groups) > 2 for parts, _ in budgets for groups in parts.groups):
-        return None
-    program = _Program(
-        worth, [tuple(v) for v in worth], np.array([w.full for w in widths], dtype=np.int64)
-    )
-    most = sum(max(values.values()) for values in worth)
-    if not most:
-        return 1.0
-    if program.size([parts for parts, _ in budgets]) > _BOUND_VARIABLES:
-        return None
-    found = program.solved(budgets)
-    return None if found is None else min(1.0, found / most)
-
-
-class _Program:
-    """The linear program of `upper_bound`: one variable per block of groups and their widths.
-
-    A block is one group or a pair, for which there is a part of the time.
-    """
-
-    def __init__(
-        self, worth: Sequence[dict[int, float]], options: Sequence[tuple[int, ...]], full: Counts
-    ) -> None:
-        self.worth = worth
-        self.options = options
-        self.full = full
-
-    def _block(self, groups: Sequence[int]) -> tuple[int, ...]:
-        """The groups of a part that have a choice."""
-        return tuple(sorted({group for group in groups if len(self.options[group]) > 1}))
-
-    def _blocks(self, budgets: Sequence[Parts]) -> list[tuple[int, ...]]:
-        """Single groups first, each at its place; then the pairs."""
-        used = (self._block(groups) for parts in budgets for groups in parts.groups)
-        pairs = sorted({block for block in used if len(block) == 2})
-        return [*((group,) for group in range(len(self.options))), *pairs]
-
-    def size(self, budgets: Sequence[Parts]) -> int:
-        """How many variables it has."""
-        return sum(len(self._choices(block)) for block in self._blocks(budgets))
-
-    def _choices(self, block: tuple[int, ...]) -> list[tuple[int, ...]]:
-        return list(itertools.product(*(self.options[group] for group in block)))
-
-    def solved(self, budgets: Sequence[tuple[Parts, float]]) -> float | None:
-        """The most importance of a mixture, None where none was found in time."""
-        from scipy.optimize import linprog
-        from scipy.sparse import csr_matrix
-
-        blocks = self._blocks([parts for parts, _ in budgets])
-        starts = np.cumsum([0, *(len(self._choices(block)) for block in blocks)])
-        gains = np.zeros(starts[-1])
-        for group, values in enumerate(self.worth):
-            gains[starts[group] : starts[group + 1]] = [values[n] for n in self.options[group]]
-        rows, columns, values_, right = self._agreement(blocks, starts)
-        shares = [self._times(parts, most, blocks, starts) for parts, most in budgets]
-        # The stubs know no sparse matrices here; scipy takes them.
-        agree: Any = csr_matrix((values_, (rows, columns)), shape=(len(right), int(starts[-1])))
-        answer = linprog(
-            -gains,
-            A_ub=np.array([times for times, _ in shares]),
-            b_ub=np.array([1 - fixed for _, fixed in shares]),
-            A_eq=agree,
-            b_eq=np.array(right),
-            method="highs",
-            options={"time_limit": _BOUND_TIME_S},
-        )
-        return None if answer.status or answer.fun is None else -float(answer.fun)
-
-    def _agreement(
-        self, blocks: Sequence[tuple[int, ...]], starts: npt.NDArray[np.int64]
-    ) -> tuple[list[int], list[int], list[float], list[float]]:
-        """Equations, as a sparse matrix: groups are whole, and pairs add up to their groups."""
-        rows: list[int] = []
-        columns: list[int] = []
-        values: list[float] = []
-        right: list[float] = []
-        for number, block in enumerate(blocks):
-            choices = self._choices(block)
-            if len(block) == 1:
-                rows += [len(right)] * len(choices)
-                columns += range(starts[number], starts[number + 1])
-                values += [1.0] * len(choices)
-                right.append(1.0)
-                continue
-            for place, group in enumerate(block):
-                for option_number, option in enumerate(self.options[group]):
-                    mine = [n for n, choice in enumerate(choices) if choice[place] == option]
-                    rows += [len(right)] * (len(mine) + 1)
-                    columns += [int(starts[number]) + n for n in mine]
-                    columns.append(int(starts[group]) + option_number)
-                    values += [*([1.0] * len(mine)), -1.0]
-                    right.append(0.0)
-        return rows, columns, values, right
-
-    def _times(
-        self,
-        parts: Parts,
-        most: float,
-        blocks: Sequence[tuple[int, ...]],
-        starts: npt.NDArray[np.int64],
-    ) -> tuple[npt.NDArray[np.float64], float]:
-        """Each variable's time and the time of what has no choice, as shares of the budget."""
-        times = np.zeros(starts[-1])
-        fixed = parts.rest
-        places = {block: number for number, block in enumerate(blocks)}
-        for time, groups in zip(parts.times, parts.groups, strict=True):
-            block = self._block(groups)
-            if not block:
-                fixed += time(self.full)
-                continue
-            start = int(starts[places[block]])
-            for n, choice in enumerate(self._choices(block)):
-                counts = self.full.copy()
-                counts[list(block)] = choice
-                times[start + n] += time(counts)
-        return times / most, fixed / most
-
-
 class _Solver:
     def __init__(
         self,
@@ -280,7 +148,7 @@ class _Solver:
                 found = max(found, counts, key=self._value)
             if low is not None and high / low < 1 + _NEAR:
                 break
-        return self._spend(found)
+        return self._exchanged(self._spend(found))
 
     def _value(self, counts: Counts) -> float:
         return sum(worth[int(n)] for worth, n in zip(self.worth, counts, strict=True))
@@ -290,14 +158,24 @@ class _Solver:
         total = sum(max(worth.values()) for worth in self.worth)
         return 4 * total if total else 1.0
 
+    def _around(self, group: int, counts: Counts) -> list[float]:
+        """What changes with a group's width: of each budget and limit the share of what it allows.
+
+        A limit is one cost of all groups, so that the whole of it is given.
+        """
+        times = [
+            sum(parts.times[number](counts) for number in touched[group]) / most
+            for (parts, most), touched in zip(self.budgets, self.parts, strict=True)
+        ]
+        return times + [cost(counts) / most for cost, most in self.limits]
+
     def _local(self, group: int, counts: Counts) -> float:
-        """What changes with a group's width, each budget as a share of what it allows."""
-        time = 0.0
-        for (parts, most), touched in zip(self.budgets, self.parts, strict=True):
-            time += sum(parts.times[number](counts) for number in touched[group]) / most
-        for cost, most in self.limits:
-            time += cost(counts) / most
-        return time
+        return sum(self._around(group, counts))
+
+    def _shares(self, counts: Counts) -> Shares:
+        """What each budget and limit has used up, 1 is all of it."""
+        times = [parts.total(counts) / most for parts, most in self.budgets]
+        return np.array(times + [cost(counts) / most for cost, most in self.limits])
 
     def _at(self, price: float) -> Counts:
         """The counts that a price of time gives, by turns over the groups."""
@@ -321,22 +199,63 @@ class _Solver:
         """Widen while the budgets hold, what is worth most for its time first."""
         counts = counts.copy()
         while True:
-            base = [self._local(group, counts) for group in range(len(counts))]
+            shares = self._shares(counts)
             steps: list[tuple[float, int, int]] = []
-            for group, options in enumerate(self.options):
-                wider = [option for option in options if option > counts[group]]
-                for option in wider:
-                    trial = counts.copy()
-                    trial[group] = option
-                    if self.overrun(trial) > 1:
-                        continue
-                    gain = self.worth[group][option] - self.worth[group][int(counts[group])]
-                    more = max(self._local(group, trial) - base[group], 1e-12)
-                    steps.append((gain / more, group, option))
+            for group in range(len(counts)):
+                for option, gain, more in self._wider(group, counts):
+                    if (shares + more).max() <= 1:
+                        steps.append((gain / max(float(more.sum()), 1e-12), group, option))
             if not steps:
                 return counts
             _, group, option = max(steps)
             counts[group] = option
+
+    def _wider(
+        self, group: int, counts: Counts, count: int | None = None
+    ) -> Iterator[tuple[int, float, Shares]]:
+        """A group's wider widths, the nearest first: width, importance gained, shares added."""
+        now = int(counts[group])
+        options = sorted(option for option in self.options[group] if option > now)[:count]
+        if not options:
+            return
+        before = np.array(self._around(group, counts))
+        trial = counts.copy()
+        for option in options:
+            trial[group] = option
+            gain = self.worth[group][option] - self.worth[group][now]
+            yield option, gain, np.array(self._around(group, trial)) - before
+
+    def _exchanged(self, counts: Counts) -> Counts:
+        """Narrow one group where what another gains for that is worth more, until nothing is."""
+        for _ in range(_EXCHANGES):
+            move = self._best_exchange(counts)
+            if move is None:
+                break
+            counts = counts.copy()
+            for group, option in move:
+                counts[group] = option
+            counts = self._spend(counts)
+        return counts
+
+    def _best_exchange(self, counts: Counts) -> list[tuple[int, int]] | None:
+        shares = self._shares(counts)
+        most, found = 1e-9, None
+        for group, options in enumerate(self.options):
+            now = int(counts[group])
+            narrower = [option for option in options if option < now]
+            if not narrower:
+                continue
+            less = counts.copy()
+            less[group] = max(narrower)
+            loss = self.worth[group][now] - self.worth[group][max(narrower)]
+            saved = np.array(self._around(group, less)) - np.array(self._around(group, counts))
+            for other in range(len(counts)):
+                if other == group:
+                    continue
+                for option, gain, more in self._wider(other, less, _EXCHANGED_STEPS):
+                    if gain - loss > most and (shares + saved + more).max() <= 1:
+                        most, found = gain - loss, [(group, max(narrower)), (other, option)]
+        return found
 
     def _unreachable(self) -> str:
         told = []

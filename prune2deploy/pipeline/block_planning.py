@@ -42,38 +42,58 @@ def plan_blocks(
             "them. Use macs or params."
         )
     graph = context.graph
-    blocks = require_blocks(graph, method.name)
-    scores = method.score_blocks(context, blocks)
-    if not scores.isfinite().all():
-        raise MethodError(f"{method.name} scored a block with NaN or inf. Check the checkpoint.")
-    whole, full = _cost(graph, unit), _cost(original, unit)
-    savings = [whole - _cost(_without(graph, [block]), unit) for block in blocks]
+    blocks = ranked_blocks(context, method)
+    whole, full = cost_of(graph, unit), cost_of(original, unit)
+    savings = [whole - cost_of(traced_without(graph, [block]), unit) for block in blocks]
     target = share * full
     cost, gone = whole, []
-    for place in scores.argsort(stable=True).tolist():
+    for block, saved in zip(blocks, savings, strict=True):
         if cost <= target * (1 + TOLERANCE):
             break
-        gone.append(blocks[place])
-        cost -= savings[place]
+        gone.append(block)
+        cost -= saved
     if cost > target * (1 + TOLERANCE):
         raise BudgetError(
             f"The budget keeps {share:.1%}, but without all {len(blocks)} blocks that can go "
             f"{cost / full:.1%} are left. Ask for a larger share, or let the method remove "
             "channels (structure: channel)."
         )
-    _check(graph, gone)
     names = ", ".join(block.name for block in gone) or "none"
     notes = [f"Blocks removed: {names}. {cost / full:.1%} of the {unit} are left."]
+    return checked_plan(graph, gone, notes)
+
+
+def ranked_blocks(context: Context, method: Method[Any]) -> list[Block]:
+    """The blocks that can go, the one that matters least first.
+
+    Raises:
+        MethodError: there are none, or a score is not a number.
+    """
+    blocks = require_blocks(context.graph, method.name)
+    scores = method.score_blocks(context, blocks)
+    if not scores.isfinite().all():
+        raise MethodError(f"{method.name} scored a block with NaN or inf. Check the checkpoint.")
+    return [blocks[place] for place in scores.argsort(stable=True).tolist()]
+
+
+def checked_plan(graph: Graph, gone: Sequence[Block], notes: Sequence[str]) -> Plan:
+    """The plan without these blocks.
+
+    Raises:
+        ModelError: without them the model does something else than with zero branches.
+    """
+    _check(graph, gone)
     choices = tuple(Choice(g.name, g.size, g.size) for g in graph.groups)
-    without = plan_without(gone)
-    return Plan({}, {}, choices, tuple(notes), blocks=without.blocks)
+    return Plan({}, {}, choices, tuple(notes), blocks=plan_without(gone).blocks)
 
 
-def _cost(graph: Graph, unit: Unit) -> int:
+def cost_of(graph: Graph, unit: Unit) -> int:
+    """All MACs or parameters of a graph's model."""
     return graph.cost.macs(graph.full) if unit == "macs" else graph.cost.params(graph.full)
 
 
-def _without(graph: Graph, blocks: Sequence[Block]) -> Graph:
+def traced_without(graph: Graph, blocks: Sequence[Block]) -> Graph:
+    """The graph of the model without some blocks."""
     return trace(cut(graph.model, plan_without(blocks)), graph.inputs)
 
 

@@ -14,7 +14,8 @@ from prune2deploy.methods import METHODS
 from prune2deploy.models import check_forward, load_model
 from prune2deploy.pipeline.deploy import devices_for
 from prune2deploy.pipeline.inputs import Inputs, open_inputs
-from prune2deploy.pipeline.planning import plan, rounding
+from prune2deploy.pipeline.planning import plan
+from prune2deploy.pipeline.pruning import round_to_of
 from prune2deploy.pipeline.tracking import check_tracking
 from prune2deploy.pipeline.weights import weight_masks
 from prune2deploy.recipe import Recipe
@@ -28,7 +29,7 @@ def check_recipe(recipe: Recipe) -> CheckReport:
         Prune2DeployError: the first thing that does not fit.
     """
     check_tracking(recipe.log)
-    devices_for(recipe.profile)
+    devices_for(recipe)
     inputs = open_inputs(recipe)
     graph = trace(inputs.model, inputs.example, recipe.prune.exclude)
     layers: list[LayerWeights] = []
@@ -43,7 +44,7 @@ def check_recipe(recipe: Recipe) -> CheckReport:
             graph,
             "l1",
             budget=recipe.prune.budget.target(),
-            round_to=rounding(recipe.prune.round_to),
+            round_to=round_to_of(recipe)[0],
             min_channels=recipe.prune.min_channels,
         )
     kept = graph.counts(planned)

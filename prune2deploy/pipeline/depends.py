@@ -199,6 +199,10 @@ def _more_of_the_recipe(stage: str, recipe: Recipe) -> tuple[str, ...]:
         more += ("finetune_present",)
     if recipe.prune.budget.timed:
         more += ("export.onnx", "profile.threads")
+    elif recipe.prune.round_to == "auto":
+        # Whose steps; not the steps themselves: a run that has its widths keeps them when a table
+        # comes to be.
+        more += ("profile.on", "profile.threads")
     return more
 
 

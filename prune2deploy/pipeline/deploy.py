@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -16,10 +16,28 @@ from prune2deploy.errors import DeviceError, nearest_name_hint
 from prune2deploy.export import export_model_file, onnx_metadata
 from prune2deploy.latency import Campaign, ProfileOptions, ResultFolder, profile_devices
 from prune2deploy.pipeline.inputs import EVALUATION_BATCH, Inputs
-from prune2deploy.recipe import OnnxSection, ProfileSection
+from prune2deploy.recipe import OnnxSection, ProfileSection, Recipe
 from prune2deploy.report import NetworkFigures, ParityFigures
 
 log = logging.getLogger(__name__)
+
+Export = Callable[[nn.Module, Path], object]
+"""Writes a model as an ONNX file."""
+
+
+def exporter(recipe: Recipe, inputs: Inputs) -> Export:
+    """What writes models as the recipe's ONNX files, to be measured."""
+    onnx = recipe.export.onnx
+    return lambda model, path: export_model_file(
+        model,
+        path,
+        input_shape=inputs.data.input_shape,
+        batch=onnx.batch,
+        opset=onnx.opset,
+        simplify=onnx.simplify,
+        tolerance=onnx.tolerance,
+        outputs=inputs.task.outputs,
+    )
 
 
 def export_network(
@@ -74,25 +92,45 @@ def _batch_norms_in(path: Path) -> int:
     return sum(node.op_type == "BatchNormalization" for node in nodes)
 
 
-def devices_for(section: ProfileSection, others: Sequence[str] = ()) -> Devices:
+def devices_for(recipe: Recipe) -> Devices:
     """Return this machine's devices, among them all that the recipe names.
 
-    others: named elsewhere than in profile.on.
-
     Raises:
-        DeviceError: it names others, or a devices.yaml is not as it should be.
+        DeviceError: it names others, a devices.yaml is not as it should be, or what needs the
+            times of layers is for a runtime that does not tell them.
     """
     known = load_devices()
-    unknown = [name for name in dict.fromkeys([*section.on, *others]) if name not in known]
+    budget, search = recipe.prune.budget, recipe.prune.search
+    named = {
+        "profile.on": recipe.profile.on,
+        "export.engines.on": recipe.export.engines.on,
+        "prune.budget.on": budget.on if budget.timed else (),
+        "prune.search.on": (search.on,) if search is not None and search.cost == "latency" else (),
+    }
+    for key, names in named.items():
+        _refuse_unknown(key, names, known)
+    for key in ("prune.budget.on", "prune.search.on"):
+        for name in named[key]:
+            runtime = known[name].runtime
+            if runtime != "onnxruntime":
+                raise DeviceError(
+                    f"{key} names '{name}', whose runtime is {runtime}. Plans for a time need the "
+                    "times of single layers, which onnxruntime tells. Name a device with it, or "
+                    "ask for macs or params and look at the latency."
+                )
+    return known
+
+
+def _refuse_unknown(key: str, names: Sequence[str], known: Devices) -> None:
+    unknown = [name for name in names if name not in known]
     if unknown:
         one = unknown[0]
         named = ", ".join(f"'{name}'" for name in unknown)
         raise DeviceError(
-            f"The recipe names {named}, and no such device is known here. "
+            f"{key} names {named}, and no such device is known here. "
             f"{nearest_name_hint(one, known)} Add it with: prune2deploy devices add {one} "
-            "--host HOST, or measure elsewhere: --set profile.on=[local]"
+            f"--host HOST, or measure elsewhere: --set {key}=[local]"
         )
-    return known
 
 
 def profile_networks(

@@ -30,7 +30,6 @@ from prune2deploy.pipeline.outcome import held_back, reached
 
 Share = float | Mapping[str, float]
 Allocate = Callable[[Allocation], Counts | None]
-ROUND_TO = 8
 UNITS = {"macs": "MACs", "params": "parameters"}
 
 
@@ -166,17 +165,7 @@ def channel_scores(
     Raises:
         MethodError: the method scores no channels, or nothing of this model.
     """
-    if method.removes_blocks:
-        raise BudgetError(
-            f"{method.name} removes whole blocks here, and a budget of time is about channels. "
-            "Write structure: channel, or a budget of macs or params."
-        )
     return _scores(context, method, _normalisation(method, normalize))
-
-
-def rounding(wanted: int | str) -> int:
-    """The number that widths are multiples of; "auto" is the one that suits most CPUs."""
-    return ROUND_TO if isinstance(wanted, str) else wanted
 
 
 def _scores(

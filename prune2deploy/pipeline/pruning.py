@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -18,23 +18,21 @@ from prune2deploy.channels.compensation import compensate
 from prune2deploy.data import Loader
 from prune2deploy.devices import load_devices
 from prune2deploy.errors import ModelError
-from prune2deploy.export import export_model_file
 from prune2deploy.latency import ProfileOptions
 from prune2deploy.methods import Context, Method
 from prune2deploy.methods.common.weights import Masks
 from prune2deploy.pipeline.inputs import Inputs, train_settings
-from prune2deploy.pipeline.outcome import held_back
 from prune2deploy.pipeline.planning import (
     Share,
-    channel_scores,
     edits_weights,
     make_method,
     plan,
     prepare,
-    rounding,
 )
-from prune2deploy.pipeline.timed_budget import Export, goals_of, notes_of, plan_for_time
-from prune2deploy.recipe import TIMES, Recipe
+from prune2deploy.pipeline.processes import is_follower
+from prune2deploy.pipeline.rounding import rounding_for
+from prune2deploy.pipeline.timed_round import timed_plan
+from prune2deploy.recipe import Recipe
 from prune2deploy.train import Checkpoint, evaluate, fit, recalibrate_batchnorm
 
 log = logging.getLogger(__name__)
@@ -105,10 +103,9 @@ def prune(
     for number in range(1, rounds + 1):
         graph = start if model is teacher else trace(model, inputs.example, section.exclude)
         log.info("Round %d of %d: %d groups", number, rounds, len(graph.groups))
-        if section.budget.timed:
-            step = _timed(recipe, inputs, method, graph)
-        else:
-            step = _sized(recipe, inputs, method, graph, start, number)
+        stands = checkpoints.named(f"round {number} plan") if number < rounds else None
+        make = functools.partial(_step, recipe, inputs, method, graph, start, number)
+        step = _planned(stands, make)
         if edits_weights(method):
             images = functools.partial(training_images, recipe, inputs)
             graph = replace(graph, model=prepare(graph, step, method, images=images))
@@ -126,17 +123,43 @@ def prune(
     return Pruned(model, total, start)
 
 
+def _planned(stands: Checkpoint | None, make: Callable[[], Plan]) -> Plan:
+    """The plan of a round, from disk if it is there: a training may stand that fits no other.
+
+    Times are never measured twice alike, and scores of a GPU are not either.
+    """
+    if stands is None:
+        return make()
+    kept = stands.read()
+    if kept is not None:
+        return Plan.from_json(kept["plan"])
+    step = make()
+    if not is_follower():
+        stands.write({"plan": step.to_json()})
+    return step
+
+
+def _step(
+    recipe: Recipe, inputs: Inputs, method: Method[Any], graph: Graph, start: Graph, number: int
+) -> Plan:
+    if recipe.prune.budget.timed:
+        context = context_of(recipe, inputs, graph)
+        return timed_plan(recipe, inputs, context, method, start, number)
+    return _sized(recipe, inputs, method, graph, start, number)
+
+
 def _sized(
     recipe: Recipe, inputs: Inputs, method: Method[Any], graph: Graph, start: Graph, number: int
 ) -> Plan:
     """The plan of one round for a budget that is known without measuring."""
     section = recipe.prune
     rounds = section.schedule.rounds
-    return plan(
+    round_to, whence = round_to_of(recipe)
+    found = plan(
         graph,
         method,
         budget=_round_budget(section.budget.target(), number, rounds),
-        round_to=rounding(section.round_to),
+        round_to=round_to,
         min_channels=section.min_channels,
         normalize=section.normalize,
         images=lambda count, size: training_images(recipe, inputs, count, size),
@@ -144,32 +167,18 @@ def _sized(
         judge=lambda model: _judged(recipe, inputs, model),
         original=start,
     )
+    return found if found.blocks else replace(found, notes=(*found.notes, *whence))
 
 
-def _timed(recipe: Recipe, inputs: Inputs, method: Method[Any], graph: Graph) -> Plan:
-    """The plan for a budget of time, measured on its devices."""
+def round_to_of(recipe: Recipe) -> tuple[int, list[str]]:
+    """What a budget that is no time rounds widths to, and a note where that was not said."""
     section = recipe.prune
-    scores = channel_scores(context_of(recipe, inputs, graph), method, section.normalize)
-    budget = section.budget
-    asked = {key: float(value) for key, value in budget.asked().items() if key in TIMES}  # type: ignore[arg-type]
-    limits = [
-        (cost, share * cost(graph.full))
-        for cost, share in ((graph.cost.macs, budget.macs), (graph.cost.params, budget.params))
-        if share is not None
-    ]
-    found = plan_for_time(
-        graph,
-        scores,
-        goals_of(asked, budget.on),
-        devices=load_devices(),
-        options=ProfileOptions(threads=recipe.profile.threads, seed=recipe.seed),
-        export=exporter(recipe, inputs),
-        min_channels=section.min_channels,
-        round_to=None if section.round_to == "auto" else section.round_to,
-        limits=limits,
-    )
-    notes = [*notes_of(found), *held_back(graph.frozen)]
-    return replace(found.plan, notes=tuple(notes))
+    if section.round_to != "auto":
+        return section.round_to, []
+    options = ProfileOptions(threads=recipe.profile.threads)
+    step, whence = rounding_for(recipe.profile.on, load_devices(), options)
+    log.info("%s", whence)
+    return step, [whence]
 
 
 def context_of(recipe: Recipe, inputs: Inputs, graph: Graph) -> Context:
@@ -179,21 +188,6 @@ def context_of(recipe: Recipe, inputs: Inputs, graph: Graph) -> Context:
         lambda count, size: training_images(recipe, inputs, count, size),
         lambda model, count, size: _losses(recipe, inputs, model, count, size),
         lambda model: _judged(recipe, inputs, model),
-    )
-
-
-def exporter(recipe: Recipe, inputs: Inputs) -> Export:
-    """What writes a model as the ONNX file that is measured."""
-    onnx = recipe.export.onnx
-    return lambda model, path: export_model_file(
-        model,
-        path,
-        input_shape=inputs.data.input_shape,
-        batch=onnx.batch,
-        opset=onnx.opset,
-        simplify=onnx.simplify,
-        tolerance=onnx.tolerance,
-        outputs=inputs.task.outputs,
     )
 
 

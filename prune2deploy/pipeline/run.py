@@ -204,7 +204,7 @@ def outlook(
 def _begin(
     recipe: Recipe, output: Path | None, options: RunOptions, until: str | None = None
 ) -> _Going:
-    devices = devices_for(recipe.profile, [*recipe.export.engines.on, *recipe.prune.budget.on])
+    devices = devices_for(recipe)
     stages = stages_of(recipe, devices)
     for option, name in (("--from", options.start), ("--until", until)):
         if name is not None and name not in stages:

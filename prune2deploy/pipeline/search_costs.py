@@ -15,9 +15,9 @@ from prune2deploy.channels import Graph
 from prune2deploy.devices import Devices, load_devices
 from prune2deploy.latency import ProfileOptions, profile
 from prune2deploy.methods.base import Counts
+from prune2deploy.pipeline.deploy import exporter
 from prune2deploy.pipeline.inputs import Inputs
-from prune2deploy.pipeline.pruning import exporter
-from prune2deploy.pipeline.timed_budget import Goal, Predicted, predicted_time
+from prune2deploy.pipeline.timed_target import Bench, Goal, Target, open_target
 from prune2deploy.recipe import Recipe
 from prune2deploy.search.front import CostName
 
@@ -39,7 +39,7 @@ class Cost:
     size: Callable[[Counts], int]
     size_name: Literal["macs", "params"]
     step: int | None = None
-    predicted: Predicted | None = None
+    predicted: Target | None = None
 
 
 @contextmanager
@@ -68,7 +68,8 @@ def _timed(recipe: Recipe, inputs: Inputs, graph: Graph, folder: Path) -> Cost:
     export = exporter(recipe, inputs)
     original = folder / "original.onnx"
     export(graph.model, original)
-    found = predicted_time(graph, Goal(section.on), original, devices, options)
+    bench = Bench(original, devices, options)
+    found = open_target(graph, Goal(section.on, speedup=1.0), original, bench)
     name = CostName(name="latency", unit="ms", device=section.on, measured=section.measure)
 
     def predicted(counts: Counts, _: nn.Module) -> float:

@@ -18,6 +18,7 @@ from prune2deploy.devices import load_devices
 from prune2deploy.errors import BudgetError
 from prune2deploy.latency import ProfileOptions, profile
 from prune2deploy.pipeline import folder as files
+from prune2deploy.pipeline.deploy import exporter
 from prune2deploy.pipeline.folder import RunFolder
 from prune2deploy.pipeline.inputs import Inputs
 from prune2deploy.pipeline.outcome import held_back, reached
@@ -27,7 +28,6 @@ from prune2deploy.pipeline.pruning import (
     Pruned,
     checked_cut,
     compensated,
-    exporter,
     recalibrate,
     training_images,
 )

@@ -25,8 +25,14 @@ from prune2deploy.methods.base import Counts
 from prune2deploy.models import recalibrate
 from prune2deploy.pipeline import folder as files
 from prune2deploy.pipeline.inputs import Inputs
-from prune2deploy.pipeline.planning import channel_scores, make_method, rounding
-from prune2deploy.pipeline.pruning import NOWHERE, Checkpoints, context_of, train_with_hooks
+from prune2deploy.pipeline.planning import channel_scores, make_method
+from prune2deploy.pipeline.pruning import (
+    NOWHERE,
+    Checkpoints,
+    context_of,
+    round_to_of,
+    train_with_hooks,
+)
 from prune2deploy.pipeline.search_costs import Cost, open_cost
 from prune2deploy.pipeline.search_starts import starting_points
 from prune2deploy.recipe import Recipe, SearchSection
@@ -292,7 +298,7 @@ def _original(study: Any) -> Tried:
 def _space(recipe: Recipe, ranked: Ranked, cost: Cost) -> Space:
     section, graph = recipe.prune, ranked.graph
     assert section.search is not None
-    step = cost.step if section.round_to == "auto" and cost.step else rounding(section.round_to)
+    step = cost.step if section.round_to == "auto" and cost.step else round_to_of(recipe)[0]
     allowed = [
         allowed_counts(graph.width_steps(n, step), section.min_channels)[: 1 if s is None else None]
         for n, s in enumerate(ranked.scores)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,81 +13,25 @@ from torch import nn
 
 from prune2deploy import progress
 from prune2deploy.budget import Decision, Widths, allowed_counts
-from prune2deploy.budget.latency import Counts, Parts, keep_under_times, upper_bound, value_of
+from prune2deploy.budget.latency import Counts, keep_under_times, value_of
+from prune2deploy.budget.latency_bound import upper_bound
 from prune2deploy.budget.widths import Scores
 from prune2deploy.channels import Graph, Plan, cut
-from prune2deploy.devices import Devices, open_device
+from prune2deploy.devices import Devices
 from prune2deploy.errors import BudgetError
-from prune2deploy.latency import ProfileOptions, ProfileResult, profile, profile_layers
-from prune2deploy.latency.staircase.measure import fill, open_table
-from prune2deploy.latency.staircase.network import Predictor, read_network
+from prune2deploy.latency import ProfileOptions
+from prune2deploy.pipeline.deploy import Export
+from prune2deploy.pipeline.timed_target import CLOSE, Attempt, Bench, Goal, Target, open_target
 
 log = logging.getLogger(__name__)
 
 ROUNDS = 5
-CLOSE = 0.95
-"""A time between this share of its budget and the budget has met it."""
 
-_AIM = (1 + CLOSE) / 2
-_LAYERS_TIME_S = 2.0
-_FULL_CORRECTIONS = 2
+_TIGHTER = 0.97
+_ON_THE_WAY = (0.9, 1.05)  # what a round that others follow may use of its share
+_TRIES_ON_THE_WAY = 2
 
-Export = Callable[[nn.Module, Path], object]
 Limit = tuple[Callable[[Counts], int], float]
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What is asked for on one device: a median in ms, or a speed-up over the original."""
-
-    device: str
-    latency_ms: float | None = None
-    speedup: float | None = None
-
-
-@dataclass
-class Predicted:
-    """One device with what is known of its times. original_us: measured, whole, by the clock."""
-
-    goal: Goal
-    predictor: Predictor
-    original_us: float
-
-    @property
-    def budget_us(self) -> float:
-        """The time that is allowed."""
-        if self.goal.latency_ms is not None:
-            return self.goal.latency_ms * 1000
-        assert self.goal.speedup is not None
-        return self.original_us / self.goal.speedup
-
-    def parts(self) -> Parts:
-        """The predicted time as the solver takes it."""
-        predictor, network = self.predictor, self.predictor.network
-        count = len(network.full)
-        forms = [(layer.inside, layer.outside) for layer in network.layers]
-        return Parts(
-            times=[partial(self._layer_us, n) for n in range(len(network.layers))],
-            groups=[
-                [g for g in range(count) if inside[1 + g] or outside[1 + g]]
-                for inside, outside in forms
-            ],
-            rest=predictor.factor * network.rest_us,
-        )
-
-    def _layer_us(self, number: int, kept: Counts) -> float:
-        return self.predictor.factor * self.predictor.layer_us(number, kept)
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One round on one device, times in ms. used: of the budget, at the unfavourable end."""
-
-    device: str
-    predicted_ms: float
-    measured_ms: float
-    budget_ms: float
-    used: float
 
 
 @dataclass
@@ -97,11 +40,12 @@ class TimedPlan:
 
     importance: share of the scores that is kept. gap: by the predicted times, no widths within the
     budgets keep more than that much more; None: not known. attempts: of every round. chosen: the
-    measurements of the plan itself, one for each device.
+    measurements of the plan itself, one for each device. step: what widths are multiples of.
     """
 
     plan: Plan
     importance: float
+    step: int
     gap: float | None = None
     attempts: list[list[Attempt]] = field(default_factory=list)
     chosen: list[Attempt] = field(default_factory=list)
@@ -118,16 +62,19 @@ def plan_for_time(
     min_channels: int | None = None,
     round_to: int | None = None,
     limits: Sequence[Limit] = (),
+    original: nn.Module | None = None,
 ) -> TimedPlan:
     """Choose the widths that keep the most importance in the time that is allowed.
 
     Args:
         scores: per group, comparable between groups; None: it stays whole.
-        goals: all must hold.
+        goals: all must hold, and all go equally far. Of a goal that goes only part of the way,
+            what is measured is near its share, and may be a little over.
         options: of each measurement.
         export: writes a model as the ONNX file that is measured.
         round_to: widths are multiples of it; None: of the device's own steps.
         limits: further costs of the counts, and the most each may be.
+        original: the model before earlier cuts, which a speed-up is over; None: the graph's.
 
     Raises:
         BudgetError: it cannot be reached; the message has the fastest time that can be.
@@ -135,107 +82,128 @@ def plan_for_time(
     """
     with tempfile.TemporaryDirectory(prefix="prune2deploy-budget-") as name:
         folder = Path(name)
-        original = folder / "original.onnx"
-        export(graph.model, original)
-        targets = [predicted_time(graph, goal, original, devices, options) for goal in goals]
-        step = round_to or max(_step(target) for target in targets)
+        current = folder / "current.onnx"
+        export(graph.model, current)
+        bench = Bench(current, devices, options)
+        if original is not None and original is not graph.model:
+            bench = Bench(folder / "original.onnx", devices, options)
+            export(original, bench.original)
+        targets = [open_target(graph, goal, current, bench) for goal in goals]
+        step = round_to or max(target.step for target in targets)
         widths = [
             Widths(group.name, allowed_counts(graph.width_steps(n, step), min_channels))
             for n, group in enumerate(graph.groups)
         ]
-        return _rounds(graph, scores, widths, targets, original, devices, options, export, limits)
+        if any(goal.part < 1 for goal in goals):
+            _see_the_end(graph, scores, targets, step, min_channels)
+        search = _Search(graph, scores, widths, targets, bench, export, limits, step)
+        return search.run()
 
 
-def _step(target: Predicted) -> int:
-    return target.predictor.table.step or 1
-
-
-def predicted_time(
-    graph: Graph, goal: Goal, original: Path, devices: Devices, options: ProfileOptions
-) -> Predicted:
-    """Measure the original, and every kind of layer that the table lacks."""
-    short = replace(options, min_time_s=_LAYERS_TIME_S)
-    found = profile_layers(
-        {"original": original}, device=goal.device, options=short, devices=devices
-    )
-    network = read_network(original, found.answer, graph.cost.length, graph.full)
-    with open_device(goal.device, devices) as device:
-        table = open_table(device, options)
-        fill(table, device, options, network.specs())
-    predictor = Predictor(network, table)
-    whole = profile({"original": original}, device=goal.device, options=options, devices=devices)
-    original_us = whole.latencies[0].median_ms * 1000
-    predictor.factor = original_us / predictor.total_us(graph.full)
-    return Predicted(goal, predictor, original_us)
-
-
-def _rounds(
+def _see_the_end(
     graph: Graph,
     scores: Sequence[Scores | None],
-    widths: Sequence[Widths],
-    targets: Sequence[Predicted],
-    original: Path,
-    devices: Devices,
-    options: ProfileOptions,
-    export: Export,
-    limits: Sequence[Limit],
-) -> TimedPlan:
+    targets: Sequence[Target],
+    step: int,
+    min_channels: int | None,
+) -> None:
+    """Tell before all the training between rounds that their last cannot be reached."""
+    floor = min_channels or 1  # a round that is not the first may go below the first's floor
+    steps = [allowed_counts(graph.width_steps(n, step), floor) for n in range(len(graph.groups))]
+    lowest = _lowest(scores, steps)
+    ends = [replace(target, goal=replace(target.goal, part=1.0)) for target in targets]
+    if any(end.predictor.total_us(lowest) > end.budget_us for end in ends):
+        raise BudgetError(_unreachable(ends, lowest))
+
+
+@dataclass
+class _Search:
+    """The rounds of planning and measuring."""
+
+    graph: Graph
+    scores: Sequence[Scores | None]
+    widths: Sequence[Widths]
+    targets: Sequence[Target]
+    bench: Bench
+    export: Export
+    limits: Sequence[Limit]
+    step: int
+    history: list[list[Attempt]] = field(default_factory=list)
     best: TimedPlan | None = None
-    history: list[list[Attempt]] = []
-    with progress.task("Fitting into the time", ROUNDS) as shown:
-        for number in range(1, ROUNDS + 1):
-            decision, counts = _solved(scores, widths, targets, limits)
-            plan = graph.plan(decision.kept)
-            small = original.with_name("pruned.onnx")
-            export(cut(graph.model, plan), small)
-            # Corrections that go all the way can overshoot in turns: later ones go half of it.
-            part = 1.0 if number <= _FULL_CORRECTIONS else 0.5
-            attempts = [
-                _attempt(target, counts, original, small, devices, options, part)
-                for target in targets
-            ]
-            history.append(attempts)
-            for one in attempts:
-                log.info("Round %d on %s: %s", number, one.device, told(one))
-            used = max(one.used for one in attempts)
-            kept = value_of(scores, counts)
-            if used <= 1 and (best is None or kept > best.importance):
-                best = TimedPlan(plan, kept, chosen=attempts)
-            shown.advance(1, f"{used:.0%} of the time")
-            if CLOSE <= used <= 1 or _whole(counts, graph):
-                break
-    if best is None:
-        raise BudgetError(_missed(history))
-    best.attempts = history
-    most = upper_bound(scores, widths, [(t.parts(), t.budget_us) for t in targets])
-    best.gap = None if most is None else max(0.0, most - best.importance)
-    return best
+
+    def run(self) -> TimedPlan:
+        """Go on until the time is met, nothing new is found, or the rounds are used up."""
+        last = all(target.goal.part == 1 for target in self.targets)
+        tries = ROUNDS if last else _TRIES_ON_THE_WAY
+        low, high = (CLOSE, 1.0) if last else _ON_THE_WAY
+        tried: set[bytes] = set()
+        with progress.task("Fitting into the time", tries) as shown:
+            for number in range(1, tries + 1):
+                found = self._new(tried)
+                if found is None:
+                    break
+                used = self._measured(number, *found, high if number < tries or last else np.inf)
+                shown.advance(1, f"{used:.0%} of the time")
+                if low <= used <= high or (found[1] == self.graph.full).all():
+                    break
+        if self.best is None:
+            raise BudgetError(_missed(self.history))
+        self.best.attempts = self.history
+        times = [(target.parts(), target.budget_us) for target in self.targets]
+        most = upper_bound(self.scores, self.widths, times)
+        self.best.gap = None if most is None else max(0.0, most - self.best.importance)
+        return self.best
+
+    def _new(self, tried: set[bytes]) -> tuple[Decision, Counts] | None:
+        """Widths that have not been measured yet; None where nothing better is left to try."""
+        while True:
+            try:
+                decision, counts = keep_under_times(
+                    self.scores,
+                    self.widths,
+                    [(target.parts(), target.allowed_us) for target in self.targets],
+                    self.limits,
+                )
+            except BudgetError as err:
+                if self.best is not None:
+                    return None
+                lowest = _lowest(self.scores, [w.counts for w in self.widths])
+                raise BudgetError(_unreachable(self.targets, lowest)) from err
+            if counts.tobytes() not in tried:
+                tried.add(counts.tobytes())
+                return decision, counts
+            if self.best is not None:
+                return None
+            for target in self.targets:
+                target.allowed_us *= _TIGHTER
+
+    def _measured(self, number: int, decision: Decision, counts: Counts, at_most: float) -> float:
+        """Measure widths on all devices and keep them if they are the best; the share used."""
+        plan = self.graph.plan(decision.kept)
+        small = self.bench.original.with_name("pruned.onnx")
+        self.export(cut(self.graph.model, plan), small)
+        attempts = [target.attempt(counts, small, self.bench) for target in self.targets]
+        self.history.append(attempts)
+        for one in attempts:
+            log.info("Round %d on %s: %s", number, one.device, one)
+        used = max(one.used for one in attempts)
+        kept = value_of(self.scores, counts)
+        if used <= at_most and (self.best is None or kept > self.best.importance):
+            self.best = TimedPlan(plan, kept, self.step, chosen=attempts)
+        return used
 
 
-def _whole(counts: Counts, graph: Graph) -> bool:
-    return bool((counts == graph.full).all())
+def _lowest(scores: Sequence[Scores | None], widths: Sequence[Sequence[int]]) -> Counts:
+    """The narrowest that may be; what has no scores stays whole."""
+    pairs = zip(scores, widths, strict=True)
+    return np.array([max(w) if s is None else min(w) for s, w in pairs], dtype=np.int64)
 
 
-def _solved(
-    scores: Sequence[Scores | None],
-    widths: Sequence[Widths],
-    targets: Sequence[Predicted],
-    limits: Sequence[Limit],
-) -> tuple[Decision, Counts]:
-    try:
-        return keep_under_times(
-            scores, widths, [(t.parts(), t.budget_us * _AIM) for t in targets], limits
-        )
-    except BudgetError as err:
-        raise BudgetError(_unreachable(widths, targets)) from err
-
-
-def _unreachable(widths: Sequence[Widths], targets: Sequence[Predicted]) -> str:
-    lowest = np.array([min(w.counts) for w in widths], dtype=np.int64)
+def _unreachable(targets: Sequence[Target], lowest: Counts) -> str:
     told = []
     for target in targets:
         fastest = target.predictor.total_us(lowest)
-        if fastest > target.budget_us * _AIM:
+        if fastest > target.allowed_us:
             fixed = target.predictor.factor * target.predictor.network.rest_us
             told.append(
                 f"on {target.goal.device} {target.budget_us / 1000:.4g} ms were asked for; with "
@@ -250,53 +218,8 @@ def _unreachable(widths: Sequence[Widths], targets: Sequence[Predicted]) -> str:
     )
 
 
-def _attempt(
-    target: Predicted,
-    counts: Counts,
-    original: Path,
-    small: Path,
-    devices: Devices,
-    options: ProfileOptions,
-    part: float,
-) -> Attempt:
-    """Measure the whole cut network, and correct the prediction by what is seen."""
-    predicted = target.predictor.total_us(counts)
-    result = profile(
-        {"original": original, "pruned": small},
-        device=target.goal.device,
-        options=options,
-        devices=devices,
-    )
-    measured = result.latencies[1].median_ms * 1000
-    used = _used(target.goal, result)
-    if target.goal.speedup is not None:
-        # Both in turns: what slows the machine down slows both down.
-        measured = target.original_us / result.speedups[0].ratio
-    target.predictor.factor *= (measured / predicted) ** part
-    return Attempt(
-        target.goal.device, predicted / 1000, measured / 1000, target.budget_us / 1000, used
-    )
-
-
-def _used(goal: Goal, result: ProfileResult) -> float:
-    """The share of what is allowed that is used, at the unfavourable end of the interval."""
-    if goal.speedup is not None:
-        return goal.speedup / result.speedups[0].low
-    assert goal.latency_ms is not None
-    pruned = result.latencies[1]
-    return (pruned.median_ci95_ms or (0.0, float("inf")))[1] / goal.latency_ms
-
-
-def told(one: Attempt) -> str:
-    """One attempt in words."""
-    return (
-        f"predicted {one.predicted_ms:.4g} ms, measured {one.measured_ms:.4g} ms, allowed "
-        f"{one.budget_ms:.4g} ms ({one.used:.1%} used)"
-    )
-
-
 def _missed(history: Sequence[Sequence[Attempt]]) -> str:
-    last = "; ".join(f"{one.device}: {told(one)}" for one in history[-1])
+    last = "; ".join(f"{one.device}: {one}" for one in history[-1])
     return (
         f"In {len(history)} rounds no network was measured within the time; the last: {last}. "
         "If the device is busy or throttles, see 'prune2deploy devices check NAME'; else allow "
@@ -312,15 +235,7 @@ def notes_of(found: TimedPlan) -> list[str]:
         "" if found.gap is None else f"; at most {found.gap:.1%} of the importance more would fit"
     )
     return [
-        f"Time on {one.device}: {told(one)} after {rounds} {plural}; {found.importance:.1%} of the "
+        f"Time on {one.device}: {one} after {rounds} {plural}; {found.importance:.1%} of the "
         f"importance is kept{more}."
         for one in found.chosen
-    ]
-
-
-def goals_of(asked: Mapping[str, float], names: Sequence[str]) -> list[Goal]:
-    """The goals of a recipe's budget: the same on each of its devices."""
-    return [
-        Goal(name, latency_ms=asked.get("latency_ms"), speedup=asked.get("speedup"))
-        for name in names
     ]

@@ -101,6 +101,8 @@ class BudgetSection(Section):
 
     def misfits(self) -> list[tuple[Key, str]]:
         """The unit."""
+        if len(set(self.on)) < len(self.on):
+            return [(("on",), f"names a device twice, found {', '.join(self.on)}")]
         named = list(self.asked())
         times = [unit for unit in TIMES if unit in named]
         if not times and self.on != type(self).model_fields["on"].default:
@@ -173,8 +175,9 @@ class PruneSection(Section):
     )
     round_to: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",
-        description="Widths are multiples of this; auto: of the device's own steps for a budget "
-        "of time, else of 8, which suits most CPUs.",
+        description="Widths are multiples of this; auto: of the devices' own steps, which a budget "
+        "of time measures; other budgets use what is known of profile.on's, else 8, which suits "
+        "most CPUs.",
     )
     min_channels: int | None = Field(
         default=None,
@@ -270,9 +273,6 @@ class PruneSection(Section):
         if self.schedule.kind == "iterative" and method.rounds is None:
             text = f"{method.name} knows no rounds: its training does it all. Write kind: one_shot"
             problems.append((("schedule", "kind"), text))
-        if self.schedule.rounds > 1 and self.budget.timed:
-            text = f"a time is reached at once, in 1 round, found {self.schedule.rounds}"
-            problems.append((rounds, text))
         if self.schedule.rounds > 1 and self.budget.pattern is not None:
             text = f"a pattern is made at once, in 1 round, found {self.schedule.rounds}"
             problems.append((rounds, text))

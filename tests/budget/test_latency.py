@@ -16,9 +16,9 @@ from prune2deploy.budget.latency import (
     Parts,
     importance,
     keep_under_times,
-    upper_bound,
     value_of,
 )
+from prune2deploy.budget.latency_bound import upper_bound
 from prune2deploy.errors import BudgetError
 
 Budget = tuple[Parts, float]

@@ -87,7 +87,8 @@ def answer_for(path: Path) -> dict[str, Any]:
         nodes.append({"name": node.name, "op": node.op_type, "index": index, "inputs": None})
         nodes[-1] |= {"outputs": None, "median": float(amount), "output_shapes": None}
     whole = sum(node["median"] for node in nodes) + OUTSIDE
-    return {"models": [{"nodes": nodes, "plain_run_us": {"median": whole}}]}
+    facts = {"plain_run_us": {"median": whole}, "outside_nodes_us": {"median": OUTSIDE}}
+    return {"models": [{"nodes": nodes, **facts}]}
 
 
 def plain() -> nn.Module:
@@ -265,3 +266,40 @@ def test_times_that_runs_do_not_have_are_no_rest(tmp_path: Path) -> None:
     answer["models"][0]["plain_run_us"]["median"] = 1.0
     network = read_network(path, answer, graph.cost.length, graph.full)
     assert network.rest_us == 0
+
+
+def test_what_the_runtime_added_follows_the_tensor_that_it_moves(tmp_path: Path) -> None:
+    graph = traced("joined")
+    path = exported(graph.model, "joined", tmp_path / "n.onnx")
+    answer = answer_for(path)
+    facts = answer["models"][0]
+    weights = {one.name: list(one.dims) for one in onnx.load(path).graph.initializer}
+    number = next(n for n, group in enumerate(graph.groups) if group.size == 10)
+    turn = next(
+        n
+        for n, node in enumerate(onnx.load(path).graph.node)
+        if node.op_type == "Conv" and weights[node.input[1]][0] == 10
+    )
+    name = onnx.load(path).graph.node[turn].name
+    behind = 1 + next(n for n, node in enumerate(facts["nodes"]) if node["name"] == name)
+    added = {"name": "ReorderOutput_token_7", "op": "ReorderOutput", "index": 99, "inputs": None}
+    added |= {"outputs": None, "median": 300.0}
+    moves = [{**added, "output_shapes": [{"shape": shape}]} for shape in ([1, 10, 16, 16], [1, 7])]
+    facts["nodes"][behind:behind] = moves
+    facts["plain_run_us"]["median"] += 600
+    network = read_network(path, answer, graph.cost.length, graph.full)
+    # One moves the branch's tensor, and of the other nothing is known.
+    assert network.rest_us == pytest.approx(OUTSIDE + 300)
+    place = next(n for n, one in enumerate(network.layers) if one.operator == "ReorderOutput")
+    kept = graph.full.copy()
+    kept[number] = 5
+    assert Predictor(network, ByMacs(Path("none"), {})).layer_us(place, kept) == 150
+
+
+def test_a_run_that_was_held_up_makes_no_fixed_cost(tmp_path: Path) -> None:
+    # On a busy machine whole runs are longer than all that is in them.
+    graph = traced("joined")
+    path = exported(graph.model, "joined", tmp_path / "n.onnx")
+    answer = answer_for(path)
+    answer["models"][0]["plain_run_us"]["median"] *= 3
+    assert read_network(path, answer, graph.cost.length, graph.full).rest_us == OUTSIDE

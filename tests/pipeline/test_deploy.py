@@ -8,7 +8,7 @@ import pytest
 from prune2deploy.devices import LocalSettings
 from prune2deploy.errors import DeviceError
 from prune2deploy.pipeline import check_recipe, deploy, run_recipe
-from prune2deploy.recipe import ProfileSection, parse_recipe
+from prune2deploy.recipe import ProfileSection, Recipe, parse_recipe
 
 RECIPE = """
 model: {source: "digits:convnet", input: [1, 8, 8]}
@@ -38,9 +38,9 @@ def test_unknown_devices_are_told_before_anything_is_done(command, known, tmp_pa
 def test_without_any_devices_yaml_this_machine_is_known(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("prune2deploy.devices.file.user_file", lambda: tmp_path / "none.yaml")
-    assert list(deploy.devices_for(ProfileSection())) == ["local"]
-    with pytest.raises(DeviceError, match=r"names 'pi5'.*Known: local"):
-        deploy.devices_for(ProfileSection(on=["pi5"]))
+    assert list(deploy.devices_for(asking())) == ["local"]
+    with pytest.raises(DeviceError, match=r"profile.on names 'pi5'.*Known: local"):
+        deploy.devices_for(asking(profile="{on: [pi5]}"))
 
 
 def test_the_rest_is_measured_under_the_conditions_of_the_recipe():
@@ -55,3 +55,44 @@ def test_the_rest_is_measured_under_the_conditions_of_the_recipe():
     assert "--threads" not in deploy.measure_rest_command(
         models, ProfileSection(), ["pi5"], Path("out")
     )
+
+
+def asking(**sections: str) -> Recipe:
+    """A recipe with these sections."""
+    said = {"prune": "{method: l1, budget: {macs: 0.5}}", "profile": "{on: [local]}", **sections}
+    lines = [
+        "model: {source: 'digits:convnet', input: [1, 8, 8]}",
+        "data: {source: digits, normalize: none}",
+    ]
+    lines += ["pretrain: {epochs: 1, lr: 0.1}", *(f"{key}: {text}" for key, text in said.items())]
+    return parse_recipe("\n".join(lines), Path("asking.yaml"))
+
+
+SEARCH = "{method: l1, search: {trials: 4, objectives: [accuracy, latency], on: NAME}}"
+
+
+@pytest.mark.parametrize(
+    ("key", "prune"),
+    [
+        ("prune.budget.on", "{method: l1, budget: {speedup: 2, on: NAME}}"),
+        ("prune.search.on", SEARCH),
+    ],
+)
+def test_devices_of_plans_for_a_time_are_known_and_can_tell_the_times_of_layers(
+    key, prune, known, monkeypatch
+):
+    with pytest.raises(DeviceError, match=f"{key} names 'pi5', and no such device"):
+        deploy.devices_for(asking(prune=prune.replace("NAME", "pi5")))
+    orin = asking(prune=prune.replace("NAME", "orin"))
+    assert "orin" in deploy.devices_for(orin)
+    devices = {"local": LocalSettings(), "orin": LocalSettings(runtime="tensorrt")}
+    monkeypatch.setattr(deploy, "load_devices", lambda: devices)
+    with pytest.raises(DeviceError, match=f"{key} names 'orin', whose runtime is tensorrt. Plans"):
+        deploy.devices_for(orin)
+    # Where no time is asked for, nobody looks at it.
+    assert deploy.devices_for(asking(profile="{on: [orin]}")) == devices
+
+
+def test_devices_of_engines_are_known(known):
+    with pytest.raises(DeviceError, match=r"export.engines.on names 'pi5', and no such device"):
+        deploy.devices_for(asking(export="{engines: {on: [pi5]}}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +87,23 @@ def test_a_damaged_result_and_one_of_other_files(run: Path) -> None:
     onnx.save(model, run / "pruned.onnx")
     with pytest.raises(RecipeError, match="was measured with other files than those"):
         explain_run(run, devices=DEVICES)
+
+
+def test_of_a_run_with_lower_precisions_the_two_in_fp32_are_explained(run: Path) -> None:
+    # As a run with export.precision leaves it: four files in one measurement.
+    for name in ("fp16", "int8"):
+        (run / f"pruned-{name}.onnx").write_bytes((run / "pruned.onnx").read_bytes())
+    models = {name: run / f"{name}.onnx" for name in ("original", "pruned")}
+    models |= {f"pruned {name}": run / f"pruned-{name}.onnx" for name in ("fp16", "int8")}
+    profile_devices(models, ["local"], options=OPTIONS, devices=DEVICES, folder=ResultFolder(run))
+    kept = json.loads((run / "latency" / "local.json").read_text())
+    assert [one["name"] for one in kept["answer"]["models"]] == list(models)
+    # The pruned one and those behind it are told apart.
+    for turn in kept["answer"]["turns"]:
+        factor = {0: 10, 1: 4}.get(turn["model"], 1)
+        turn["samples_ns"] = [factor * 1_000_000 for _ in turn["samples_ns"]]
+    (run / "latency" / "local.json").write_text(json.dumps(kept))
+    explanation = explain_run(run, options=OPTIONS, devices=DEVICES)
+    assert explanation.original_ms == pytest.approx(10)
+    assert explanation.measured == pytest.approx(2.5)
+    assert "has no measurement" not in " ".join(explanation.notes)

@@ -29,6 +29,22 @@ def test_a_good_recipe_has_its_values_and_defaults(good: str) -> None:
     assert recipe.gates.min_speedup is None
 
 
+@pytest.mark.parametrize(
+    "budget",
+    [
+        "{speedup: 2}",
+        "{latency_ms: 2.5, on: pi5}",
+        "{speedup: 1.5, on: [pi5, local], macs: 0.7, params: 0.5}",
+    ],
+)
+def test_budgets_of_time_with_rounds_and_limits(good: str, budget: str) -> None:
+    schedule = "prune.schedule={kind: iterative, rounds: 3}"
+    recipe = parse_recipe(good, "r.yaml", [f"prune.budget={budget}", schedule])
+    assert recipe.prune.budget.timed
+    assert recipe.prune.schedule.rounds == 3
+    assert isinstance(recipe.prune.budget.on, tuple)
+
+
 def test_a_recipe_cannot_be_changed(good: str) -> None:
     recipe = parse_recipe(good, "r.yaml")
     with pytest.raises(ValueError, match="frozen"):
@@ -80,6 +96,20 @@ def test_a_recipe_cannot_be_changed(good: str) -> None:
         ("prune={method: ccprune, budget: {macs: .5}}", "prune.train: missing; ccprune learns"),
         ("prune.budget={weights: 0.2}", "chip removes channels, and its budget is macs or params"),
         ("prune.budget={pattern: '2:4'}", "chip removes channels"),
+        ("prune.budget={speedup: 1}", "should be greater than 1, found 1"),
+        ("prune.budget={speedup: 2, latency_ms: 3}", "exactly one of"),
+        ("prune.budget={speedup: 2, channels: .5}", "exactly one of"),
+        ("prune.budget={latency_ms: 0}", "should be greater than 0, found 0"),
+        ("prune.budget={latency_ms: 2ms}", "should be a valid number, found '2ms'"),
+        ("prune.budget={latency_ms: 2, macs: 1.5}", "should be less than 1, found 1.5"),
+        ("prune.budget={latency_ms: 2, on: []}", "at least 1 item"),
+        ("prune.budget={latency_ms: 2, on: [a, b, a]}", "names a device twice, found a, b, a"),
+        ("prune.budget={macs: .5, on: pi5}", "is for a budget of latency_ms or speedup; remove it"),
+        ("prune.budget={on: pi5}", "is for a budget of latency_ms or speedup; remove it"),
+        (
+            "prune={method: han, budget: {latency_ms: 2}}",
+            "han removes weights, and its budget is weights or pattern, found latency_ms",
+        ),
         ("prune={method: han, budget: {macs: .5}}", "its budget is weights or pattern, found macs"),
         ("prune={method: han, budget: {pattern: '1:4'}}", "should be '2:4', found '1:4'"),
         ("prune={method: han, budget: {weights: .5}, round_to: 16}", "round_to: is about channels"),

@@ -51,7 +51,8 @@ class NetworkLayer:
 class Network:
     """What is needed to say how long a network of other widths would take.
 
-    rest_us: what the original took outside its nodes and in nodes that the runtime added.
+    rest_us: what the original took outside its nodes, and in what the runtime added for no tensor
+    of the file.
     """
 
     layers: tuple[NetworkLayer, ...]
@@ -138,16 +139,54 @@ def read_network(path: Path, answer: Mapping[str, Any], length: Length, full: Co
     nodes = [node for node in proto.graph.node if node.op_type != "Constant"]
     flow = _Flow(proto, length, len(full))
     layers = []
+    given: dict[int, NetworkLayer] = {}
     for place, (node, known) in enumerate(zip(nodes, graph.nodes, strict=True)):
         inside, outside, spec = flow.through(node, known.layer)
+        given[place] = NetworkLayer(
+            known.layer, node.op_type, spec, inside, outside, times.get(place, 0.0)
+        )
         if place in times:
-            layers.append(
-                NetworkLayer(known.layer, node.op_type, spec, inside, outside, times[place])
-            )
-    inner = sum(times.values())
-    # Medians of nodes need not add up to the median of a run without the profiler.
-    rest = max(0.0, facts["plain_run_us"]["median"] - inner)
-    return Network(tuple(layers), full, rest if rest else added)
+            layers.append(given[place])
+    shapes = {place: flow.shape(node.output[0]) for place, node in enumerate(nodes)}
+    moves, fixed = _added(facts["nodes"], [graph.origin(n) for n in facts["nodes"]], shapes, given)
+    inner = sum(times.values()) + added
+    # Medians of nodes need not add up to the median of a run without the profiler, and on a busy
+    # machine that run is longer than all its parts.
+    outside_us = facts["outside_nodes_us"]["median"]
+    rest = min(max(0.0, facts["plain_run_us"]["median"] - inner), outside_us)
+    return Network((*layers, *moves), full, rest + fixed)
+
+
+def _added(
+    executed: Sequence[Mapping[str, Any]],
+    places: Sequence[int | None],
+    shapes: Mapping[int, tuple[int, ...]],
+    given: Mapping[int, NetworkLayer],
+) -> tuple[list[NetworkLayer], float]:
+    """What the runtime put in, such as a change of layout, follows the tensor that it moves.
+
+    Returns:
+        Those whose tensor is known, by its shape, from the node before or behind; and the µs of
+        the others.
+    """
+    found, fixed = [], 0.0
+    for turn, (node, place) in enumerate(zip(executed, places, strict=True)):
+        if place is not None:
+            continue
+        outputs = node["output_shapes"] or [{"shape": None}]
+        before = next((one for one in reversed(places[:turn]) if one is not None), None)
+        behind = next((one for one in places[turn + 1 :] if one is not None), None)
+        same = [
+            one
+            for one in (before, behind)
+            if one is not None and list(shapes[one]) == outputs[0]["shape"]
+        ]
+        if same:
+            form = given[same[0]].outside
+            found.append(NetworkLayer(node["name"], node["op"], None, form, form, node["median"]))
+        else:
+            fixed += node["median"]
+    return found, fixed
 
 
 class _Flow:
@@ -207,6 +246,10 @@ class _Flow:
                 scaled: Form = self._form(name) * (whole / self._channels(name))
                 return scaled
         return self._fixed(whole)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor; () where it is not known."""
+        return self._shapes.get(name, ())
 
     def _channels(self, name: str) -> int:
         shape = self._shapes.get(name, ())

@@ -155,7 +155,12 @@ def table_path(conditions: Mapping[str, Any]) -> Path:
     named = str(conditions.get("board") or conditions.get("cpu") or "device")
     plain = re.sub(r"[^a-z0-9]+", "-", named.lower()).strip("-")[:40]
     name = f"{plain}-{conditions['runtime']}-{conditions['threads']}t-{digest}.json"
-    return platformdirs.user_cache_path("prune2deploy") / "staircases" / name
+    return tables_folder() / name
+
+
+def tables_folder() -> Path:
+    """Where all tables are kept."""
+    return platformdirs.user_cache_path("prune2deploy") / "staircases"
 
 
 def load_table(path: Path, conditions: Mapping[str, Any]) -> Table:

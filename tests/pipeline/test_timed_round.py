@@ -1,0 +1,67 @@
+"""Budgets of time from the recipe on, on a device that is made up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_device import FakeDevice, fake_devices
+
+from prune2deploy.channels import Plan
+from prune2deploy.pipeline import timed_round
+from prune2deploy.pipeline.inputs import open_inputs
+from prune2deploy.pipeline.pruning import Pruned, prune
+from prune2deploy.recipe import parse_recipe
+
+RECIPE = """
+model: {source: "SOURCE", input: SHAPE}
+data: {source: digits, normalize: none, val: 0.2}
+pretrain: {epochs: 1, lr: 0.1}
+prune: {method: l1, budget: {speedup: 1.6}, recalibrate: 0}
+finetune: {epochs: 1, lr: 0.1}
+"""
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeDevice:
+    device = FakeDevice(step=4)
+    devices = fake_devices(monkeypatch, tmp_path / "cache", device)
+    monkeypatch.setattr(timed_round, "load_devices", lambda: devices.settings)
+    return device
+
+
+def pruned(*overrides: str) -> Pruned:
+    text = RECIPE.replace("SOURCE", "digits:convnet").replace("SHAPE", "[1, 8, 8]")
+    recipe = parse_recipe(text, Path("r.yaml"), overrides)
+    inputs = open_inputs(recipe)
+    return prune(recipe, inputs, inputs.model.eval())
+
+
+def used(plan: Plan) -> float:
+    note = next(note for note in plan.notes if note.startswith("Time on local"))
+    return float(note.split("% used")[0].split("(")[-1]) / 100
+
+
+def test_two_rounds_end_at_the_time_of_one(device: FakeDevice) -> None:
+    rounds = "prune.schedule={kind: iterative, rounds: 2, finetune_epochs: 0}"
+    found = pruned(rounds)
+    assert used(found.plan) <= 1
+    original, last = device.profiled[0], device.profiled[-1]
+    assert last * 1.6 <= original * 1.005
+    # The first round went half of the way: to the square root.
+    halfway = [us for us in device.profiled if 1.1 < original / us < 1.45]
+    assert halfway
+
+
+def test_limits_are_shares_of_the_original(device: FakeDevice) -> None:
+    found = pruned("prune.budget={speedup: 1.1, params: 0.4}")
+    assert found.graph is not None
+    cost = found.graph.cost.params
+    assert cost(found.graph.counts(found.plan)) <= 0.4 * cost(found.graph.full)
+    assert used(found.plan) < 0.95
+
+
+def test_what_a_method_does_not_do_for_a_time_is_said(device: FakeDevice) -> None:
+    found: Any = pruned("prune={method: eagleeye, budget: {speedup: 1.2}, recalibrate: 0}")
+    assert any("eagleeye would choose how many channels" in note for note in found.plan.notes)
