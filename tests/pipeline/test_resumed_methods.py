@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from stopping import StopAt, Stopped
 from test_methods_on_digits import TEXT, TRAIN, recipe_of
 from torch import nn
 
@@ -25,28 +26,6 @@ NAMES = sorted(n for n, kind in METHODS.items() if kind.needs_training or kind.m
 # The discriminator is made when the first answer is there, so its training begins anew.
 ANEW = {"gal"}
 STOP = 25  # of 44 steps, 22 to an epoch
-
-
-class Stopped(Exception):
-    pass
-
-
-class StopAt:
-    """Shows nothing, and stops the program when so many steps of the training are done."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def open(self, label: str, total: float | None) -> StopAt:
-        return self if label == "Training" else StopAt(10**9)
-
-    def advance(self, steps: float = 1, info: str | None = None) -> None:
-        self.left -= int(steps)
-        if self.left <= 0:
-            raise Stopped
-
-    def close(self, task: progress.Task) -> None:
-        pass
 
 
 def trainable(name: str, folder: Path) -> Recipe:

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fake_device import FakeDevice, fake_devices
+from stopping import StopAt, Stopped
 
+from prune2deploy import progress
 from prune2deploy.channels import Plan
-from prune2deploy.pipeline import timed_round
+from prune2deploy.pipeline import pruning, timed_round
 from prune2deploy.pipeline.inputs import open_inputs
-from prune2deploy.pipeline.pruning import Pruned, prune
+from prune2deploy.pipeline.pruning import NOWHERE, Checkpoints, Pruned, prune
 from prune2deploy.recipe import parse_recipe
 
 RECIPE = """
@@ -31,11 +34,12 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeDevice:
     return device
 
 
-def pruned(*overrides: str) -> Pruned:
+def pruned(*overrides: str, checkpoints: Checkpoints = NOWHERE) -> Pruned:
     text = RECIPE.replace("SOURCE", "digits:convnet").replace("SHAPE", "[1, 8, 8]")
     recipe = parse_recipe(text, Path("r.yaml"), overrides)
     inputs = open_inputs(recipe)
-    return prune(recipe, inputs, inputs.model.eval())
+    torch.manual_seed(1)
+    return prune(recipe, inputs, inputs.model.eval(), checkpoints)
 
 
 def used(plan: Plan) -> float:
@@ -65,3 +69,35 @@ def test_limits_are_shares_of_the_original(device: FakeDevice) -> None:
 def test_what_a_method_does_not_do_for_a_time_is_said(device: FakeDevice) -> None:
     found: Any = pruned("prune={method: eagleeye, budget: {speedup: 1.2}, recalibrate: 0}")
     assert any("eagleeye would choose how many channels" in note for note in found.plan.notes)
+
+
+def test_a_stopped_run_keeps_the_widths_of_its_rounds(
+    device: FakeDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measuring again would give other widths, and the training stands for these."""
+    measured = []
+
+    def noting(*args: Any) -> Plan:
+        measured.append(args[-1])
+        return timed_round.timed_plan(*args)
+
+    monkeypatch.setattr(pruning, "timed_plan", noting)
+    rounds = "prune.schedule={kind: iterative, rounds: 2, finetune_epochs: 1}"
+    checkpoints = Checkpoints(tmp_path / "work", "same", every_s=0)
+    with pytest.raises(Stopped), progress.use(StopAt(5, "Training between rounds")):
+        pruned(rounds, checkpoints=checkpoints)
+    assert measured == [1]
+    stands = checkpoints.named("round 1")
+    assert stands is not None
+    before = stands.read()
+    device.step = 2
+    found = pruned(rounds, checkpoints=checkpoints)
+    assert measured == [1, 2]
+    assert before is not None
+    assert before["step"] == 4
+    kept = checkpoints.named("round 1 plan")
+    assert kept is not None
+    first = kept.read()
+    assert first is not None
+    halves = {c.group: c.kept for c in Plan.from_json(first["plan"]).choices}
+    assert all(choice.kept <= halves[choice.group] for choice in found.plan.choices)
