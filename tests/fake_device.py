@@ -18,6 +18,7 @@ from typing_extensions import Self
 from prune2deploy.devices import Devices, LocalSettings
 
 OUTSIDE_US = 40.0  # what a run takes beside its nodes
+BASE_KB = 60_000  # of a process without a network
 _WEIGHTY = ("Conv", "Gemm", "MatMul")
 _BLOCKS = 12
 
@@ -51,13 +52,15 @@ class FakeDevice:
 
     step: of its staircase. strain: how much slower than the sum of its layers a network is that
     has lost everything, as a share; it is what a prediction gets wrong. noise: of single samples.
-    profiled: the whole networks that were timed, in order, as µs.
+    profiled: the whole networks that were timed, in order, as µs. memory: KB that a file takes
+    beyond BASE_KB; None: the device does not tell.
     """
 
     name: str = "local"
     step: int = 16
     strain: float = 0.0
     noise: float = 0.002
+    memory: Callable[[Path], float] | None = None
     drift: Callable[[int], float] = lambda number: 1.0
     settings: LocalSettings = field(default_factory=LocalSettings)
     profiled: list[float] = field(default_factory=list)
@@ -121,7 +124,12 @@ class FakeDevice:
             for block in range(_BLOCKS)
             for model, us in [*enumerate(times), *reversed([*enumerate(times)])]
         ]
-        return {**fake_answer(paths), "turns": turns}
+        answer = {**fake_answer(paths), "turns": turns}
+        for model, path in zip(answer["models"], paths.values(), strict=True):
+            if self.memory is not None:
+                model["base_memory_kb"] = BASE_KB
+                model["peak_memory_kb"] = round(BASE_KB + self.memory(path))
+        return answer
 
 
 @dataclass

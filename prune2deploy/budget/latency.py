@@ -62,7 +62,7 @@ def keep_under_times(
     scores: Sequence[Scores | None],
     widths: Sequence[Widths],
     budgets: Sequence[tuple[Parts, float]],
-    limits: Sequence[tuple[Callable[[Counts], int], float]] = (),
+    limits: Sequence[tuple[Callable[[Counts], float], float]] = (),
 ) -> tuple[Decision, Counts]:
     """Keep the most importance while every time and every limit holds.
 
@@ -104,7 +104,7 @@ class _Solver:
         worth: Sequence[dict[int, float]],
         widths: Sequence[Widths],
         budgets: Sequence[tuple[Parts, float]],
-        limits: Sequence[tuple[Callable[[Counts], int], float]],
+        limits: Sequence[tuple[Callable[[Counts], float], float]],
     ) -> None:
         self.worth = worth
         self.options = [

@@ -32,6 +32,7 @@ from prune2deploy.pipeline.pruning import (
     training_images,
 )
 from prune2deploy.pipeline.searching import Ranked, rank, search
+from prune2deploy.pipeline.timed_target import SIZES, Goal
 from prune2deploy.recipe import Recipe
 from prune2deploy.search import FrontPoint, SearchRecord, best_within, knee, read_record
 
@@ -122,7 +123,8 @@ def choose(
     }
     if not budget.asked():
         return knee(record.front, record.higher_is_better), "the knee of the front"
-    told = " and ".join(f"{unit}: {asked}" for unit, asked in budget.asked().items())
+    sizes = {name: most for name in SIZES if (most := getattr(budget, name)) is not None}
+    told = " and ".join(f"{unit}: {asked}" for unit, asked in (budget.asked() | sizes).items())
 
     def holds(point: FrontPoint) -> bool:
         return all(getattr(point, key) <= limit for key, limit in most.items())
@@ -147,6 +149,8 @@ def _measured_within(
     section = recipe.prune
     assert section.search is not None
     device, budget = section.search.on, section.budget
+    limits = {name: most for name in SIZES if (most := getattr(budget, name)) is not None}
+    goal = Goal(device, budget.latency_ms, budget.speedup, limits=limits)
     export, devices = exporter(recipe, inputs), load_devices()
     options = ProfileOptions(threads=recipe.profile.threads, seed=recipe.seed)
     factor, tried = 1.0, []
@@ -168,11 +172,10 @@ def _measured_within(
                 devices=devices,
             )
             faster, now = result.speedups[0], result.latencies[1]
-            if budget.latency_ms is not None:
-                used = (now.median_ci95_ms or (0.0, float("inf")))[1] / budget.latency_ms
-            else:
-                used = (budget.speedup or 1) / faster.low
             measured = f"{now.median_ms:.4g} ms, {faster.ratio:.3g} times faster"
+            sizes = goal.sizes(result)
+            used = max([goal.used(result), *(size.share for size in sizes.values())])
+            measured += "".join(f", {SIZES[name]} {size}" for name, size in sizes.items())
             if used <= 1:
                 return point, f"the best that was measured within {told} on {device} ({measured})"
             tried.append(f"point {point.number}: {measured}")

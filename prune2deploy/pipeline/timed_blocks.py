@@ -32,7 +32,7 @@ from prune2deploy.pipeline.block_planning import (
     traced_without,
 )
 from prune2deploy.pipeline.deploy import Export
-from prune2deploy.pipeline.timed_target import LAYERS_TIME_S, Attempt, Bench, Goal
+from prune2deploy.pipeline.timed_target import LAYERS_TIME_S, SIZES, Attempt, Bench, Goal
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +60,12 @@ class _Target:
     def attempt(self, gone: int, path: Path, bench: Bench) -> Attempt:
         """Measure, and correct what a block is thought to take."""
         predicted = self.predicted_us(gone)
-        measured, used = bench.measure(self.goal, path, self.original_us)
+        found = bench.measure(self.goal, path, self.original_us, predicted)
         saved = sum(self.saved_us[:gone])
         if saved > 0:
-            found = (self.current_us - measured) / saved
-            self.factor = min(max(found, _FACTORS[0]), _FACTORS[1])
-        budget = self.budget_us / 1000
-        return Attempt(self.goal.device, predicted / 1000, measured / 1000, budget, used)
+            factor = (self.current_us - found.measured_ms * 1000) / saved
+            self.factor = min(max(factor, _FACTORS[0]), _FACTORS[1])
+        return found
 
 
 def plan_blocks_for_time(
@@ -108,7 +107,9 @@ def plan_blocks_for_time(
     names = ", ".join(block.name for block in blocks[:gone]) or "none"
     notes = [f"Blocks removed: {names}."]
     notes += [f"Time on {one.device}: {one}." for one in attempts]
-    notes += [f"With one block fewer, on {one.device}: {one}." for one in fewer if one.used > 1]
+    notes += [
+        f"With one block fewer, on {one.device}: {one}." for one in fewer if one.most_used > 1
+    ]
     return checked_plan(graph, blocks[:gone], notes)
 
 
@@ -165,7 +166,7 @@ def _search(
     """
     measured: dict[int, list[Attempt]] = {}
     too_few, enough = fewest - 1, None
-    with progress.task("Removing blocks until the time is met", _TRIES) as shown:
+    with progress.task("Removing blocks until the time is met") as shown:
         for number in range(1, _TRIES + 1):
             gone = _guess(targets, len(blocks))
             if enough is None and number == _TRIES - 1:
@@ -177,7 +178,7 @@ def _search(
             measured[gone] = [target.attempt(gone, path, bench) for target in targets]
             for one in measured[gone]:
                 log.info("%d blocks removed, on %s: %s", gone, one.device, one)
-            used = max(one.used for one in measured[gone])
+            used = max(one.most_used for one in measured[gone])
             shown.advance(1, f"{gone} blocks removed: {used:.0%} of the time")
             if used <= 1:
                 enough = gone
@@ -200,13 +201,19 @@ def _guess(targets: Sequence[_Target], count: int) -> int:
 
 
 def _unreachable(attempts: Sequence[Attempt], count: int) -> str:
-    told = "; ".join(
-        f"on {one.device} {one.measured_ms:.4g} ms are left, and {one.budget_ms:.4g} ms were "
-        "asked for"
-        for one in attempts
-        if one.used > 1
-    )
+    told = []
+    for one in attempts:
+        left = [(f"{one.measured_ms:.4g} ms", f"{one.budget_ms:.4g} ms", one.used)]
+        left += [
+            (f"{size.mb:.4g} MB of {SIZES[name]}", f"{size.allowed_mb:.4g} MB", size.share)
+            for name, size in one.sizes.items()
+        ]
+        told += [
+            f"on {one.device} {found} are left, and {asked} were asked for"
+            for found, asked, share in left
+            if share > 1
+        ]
     return (
-        f"The time cannot be reached: without all {count} blocks that can go, {told}. Allow more "
-        "time, or let the method remove channels (structure: channel)."
+        f"The budget cannot be reached: without all {count} blocks that can go, {'; '.join(told)}. "
+        "Allow more, or let the method remove channels (structure: channel)."
     )

@@ -21,7 +21,15 @@ from prune2deploy.devices import Devices
 from prune2deploy.errors import BudgetError
 from prune2deploy.latency import ProfileOptions
 from prune2deploy.pipeline.deploy import Export
-from prune2deploy.pipeline.timed_target import CLOSE, Attempt, Bench, Goal, Target, open_target
+from prune2deploy.pipeline.timed_target import (
+    CLOSE,
+    SIZES,
+    Attempt,
+    Bench,
+    Goal,
+    Target,
+    open_target,
+)
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +39,7 @@ _TIGHTER = 0.97
 _ON_THE_WAY = (0.9, 1.05)  # what a round that others follow may use of its share
 _TRIES_ON_THE_WAY = 2
 
-Limit = tuple[Callable[[Counts], int], float]
+Limit = tuple[Callable[[Counts], float], float]
 
 
 @dataclass
@@ -112,7 +120,9 @@ def _see_the_end(
     steps = [allowed_counts(graph.width_steps(n, step), floor) for n in range(len(graph.groups))]
     lowest = _lowest(scores, steps)
     ends = [replace(target, goal=replace(target.goal, part=1.0)) for target in targets]
-    if any(end.predictor.total_us(lowest) > end.budget_us for end in ends):
+    for end in ends:
+        end.ceilings = [replace(c, allowed_mb=end.goal.limits[c.name]) for c in end.ceilings]
+    if any(_over(end, lowest) for end in ends):
         raise BudgetError(_unreachable(ends, lowest))
 
 
@@ -137,22 +147,28 @@ class _Search:
         tries = ROUNDS if last else _TRIES_ON_THE_WAY
         low, high = (CLOSE, 1.0) if last else _ON_THE_WAY
         tried: set[bytes] = set()
-        with progress.task("Fitting into the time", tries) as shown:
+        with progress.task("Fitting into the time") as shown:
             for number in range(1, tries + 1):
                 found = self._new(tried)
                 if found is None:
                     break
                 used = self._measured(number, *found, high if number < tries or last else np.inf)
-                shown.advance(1, f"{used:.0%} of the time")
+                shown.advance(1, f"round {number} of at most {tries}: {used:.0%} of the budget")
                 if low <= used <= high or (found[1] == self.graph.full).all():
                     break
         if self.best is None:
             raise BudgetError(_missed(self.history))
         self.best.attempts = self.history
+        self.best.gap = self._gap(self.best.importance)
+        return self.best
+
+    def _gap(self, importance: float) -> float | None:
+        """What could still be won; not known where there are limits beside the times."""
+        if self.limits or any(target.ceilings for target in self.targets):
+            return None
         times = [(target.parts(), target.budget_us) for target in self.targets]
         most = upper_bound(self.scores, self.widths, times)
-        self.best.gap = None if most is None else max(0.0, most - self.best.importance)
-        return self.best
+        return None if most is None else max(0.0, most - importance)
 
     def _new(self, tried: set[bytes]) -> tuple[Decision, Counts] | None:
         """Widths that have not been measured yet; None where nothing better is left to try."""
@@ -162,7 +178,7 @@ class _Search:
                     self.scores,
                     self.widths,
                     [(target.parts(), target.allowed_us) for target in self.targets],
-                    self.limits,
+                    [*self.limits, *(one for target in self.targets for one in target.limits())],
                 )
             except BudgetError as err:
                 if self.best is not None:
@@ -186,7 +202,7 @@ class _Search:
         self.history.append(attempts)
         for one in attempts:
             log.info("Round %d on %s: %s", number, one.device, one)
-        used = max(one.used for one in attempts)
+        used = max(one.most_used for one in attempts)
         kept = value_of(self.scores, counts)
         if used <= at_most and (self.best is None or kept > self.best.importance):
             self.best = TimedPlan(plan, kept, self.step, chosen=attempts)
@@ -199,21 +215,34 @@ def _lowest(scores: Sequence[Scores | None], widths: Sequence[Sequence[int]]) ->
     return np.array([max(w) if s is None else min(w) for s, w in pairs], dtype=np.int64)
 
 
-def _unreachable(targets: Sequence[Target], lowest: Counts) -> str:
+def _over(target: Target, lowest: Counts) -> list[str]:
+    """What of a target cannot be reached, in words."""
     told = []
-    for target in targets:
-        fastest = target.predictor.total_us(lowest)
-        if fastest > target.allowed_us:
-            fixed = target.predictor.factor * target.predictor.network.rest_us
+    fastest = target.predictor.total_us(lowest)
+    if fastest > target.allowed_us:
+        fixed = target.predictor.factor * target.predictor.network.rest_us
+        told.append(
+            f"on {target.goal.device} {target.budget_us / 1000:.4g} ms were asked for; with "
+            f"every group at its narrowest about {fastest / 1000:.4g} ms are left, the "
+            f"original takes {target.original_us / 1000:.4g} ms, and {fixed / 1000:.3g} ms of "
+            "it do not depend on widths"
+        )
+    for one in target.ceilings:
+        if one.mb(lowest) > one.allowed_mb:
+            without = f", {one.base_mb:.4g} MB of it without any network" if one.base_mb else ""
             told.append(
-                f"on {target.goal.device} {target.budget_us / 1000:.4g} ms were asked for; with "
-                f"every group at its narrowest about {fastest / 1000:.4g} ms are left, the "
-                f"original takes {target.original_us / 1000:.4g} ms, and {fixed / 1000:.3g} ms of "
-                "it do not depend on widths"
+                f"on {target.goal.device} {one.allowed_mb:.4g} MB of {SIZES[one.name]} were asked "
+                f"for; with every group at its narrowest about "
+                f"{one.mb(lowest):.4g} MB are left{without}"
             )
+    return told
+
+
+def _unreachable(targets: Sequence[Target], lowest: Counts) -> str:
+    told = [one for target in targets for one in _over(target, lowest)]
     reason = "; ".join(told) or "the limits beside the time cannot be held"
     return (
-        f"The time cannot be reached: {reason}. Allow more time, lower prune.min_channels, "
+        f"The budget cannot be reached: {reason}. Allow more, lower prune.min_channels, "
         "exclude less, or start from a smaller network."
     )
 
@@ -221,7 +250,7 @@ def _unreachable(targets: Sequence[Target], lowest: Counts) -> str:
 def _missed(history: Sequence[Sequence[Attempt]]) -> str:
     last = "; ".join(f"{one.device}: {one}" for one in history[-1])
     return (
-        f"In {len(history)} rounds no network was measured within the time; the last: {last}. "
+        f"In {len(history)} rounds no network was measured within the budget; the last: {last}. "
         "If the device is busy or throttles, see 'prune2deploy devices check NAME'; else allow "
         "a little more time."
     )

@@ -16,7 +16,7 @@ from prune2deploy.pipeline.outcome import held_back
 from prune2deploy.pipeline.planning import channel_scores
 from prune2deploy.pipeline.timed_blocks import plan_blocks_for_time
 from prune2deploy.pipeline.timed_budget import Limit, notes_of, plan_for_time
-from prune2deploy.pipeline.timed_target import goals_of
+from prune2deploy.pipeline.timed_target import SIZES, goals_of
 from prune2deploy.recipe import TIMES, Recipe
 
 
@@ -37,7 +37,9 @@ def timed_plan(
     section, graph = recipe.prune, context.graph
     budget = section.budget
     part = number / section.schedule.rounds
-    asked = {unit: value for unit in TIMES if (value := getattr(budget, unit)) is not None}
+    asked = {
+        unit: value for unit in (*TIMES, *SIZES) if (value := getattr(budget, unit)) is not None
+    }
     goals = goals_of(asked, budget.on, part)
     devices = load_devices()
     options = ProfileOptions(threads=recipe.profile.threads, seed=recipe.seed)

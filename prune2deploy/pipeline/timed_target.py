@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,12 +11,17 @@ from pathlib import Path
 from prune2deploy.budget.latency import Counts, Parts
 from prune2deploy.channels import Graph
 from prune2deploy.devices import Devices, open_device
-from prune2deploy.latency import ProfileOptions, ProfileResult, profile, profile_layers
+from prune2deploy.errors import DeviceError
+from prune2deploy.latency import Latency, ProfileOptions, ProfileResult, profile, profile_layers
 from prune2deploy.latency.staircase.measure import fill, open_table
+from prune2deploy.latency.staircase.memory import peak_activations
 from prune2deploy.latency.staircase.network import Predictor, read_network
 
 CLOSE = 0.95
 """A time between this share of its budget and the budget has met it."""
+
+SIZES = {"size_mb": "the file", "memory_mb": "memory"}
+"""Sizes that may be limited beside a time, with what they are called."""
 
 AIM = (1 + CLOSE) / 2
 LAYERS_TIME_S = 2.0
@@ -28,12 +33,14 @@ class Goal:
     """What is asked for on one device: a median in ms, or a speed-up over the original.
 
     part: of several rounds, how far this one goes; each takes the same share of the time.
+    limits: the most MB (10^6 bytes) of each of SIZES.
     """
 
     device: str
     latency_ms: float | None = None
     speedup: float | None = None
     part: float = 1.0
+    limits: Mapping[str, float] = field(default_factory=dict)
 
     def budget_us(self, original_us: float) -> float:
         """The time that is allowed. original_us: what the original takes."""
@@ -55,10 +62,53 @@ class Goal:
         high = (other.median_ci95_ms or (0.0, math.inf))[1]
         return high * 1000 / self.budget_us(original.median_ms * 1000)
 
+    def sizes(self, result: ProfileResult) -> dict[str, Size]:
+        """What is limited: of the original, of the network in question, and allowed, in MB.
+
+        Raises:
+            DeviceError: the device does not tell how much memory a process takes.
+        """
+        found = {}
+        for name, most in self.limits.items():
+            first, other = (size_mb(name, one, self.device) for one in result.latencies)
+            found[name] = Size(other, first ** (1 - self.part) * most**self.part)
+        return found
+
+
+@dataclass(frozen=True)
+class Size:
+    """MB that a network takes, and those that it may."""
+
+    mb: float
+    allowed_mb: float
+
+    @property
+    def share(self) -> float:
+        """What is used of what is allowed."""
+        return self.mb / self.allowed_mb
+
+    def __str__(self) -> str:
+        return f"{self.mb:.4g} of {self.allowed_mb:.4g} MB"
+
+
+def size_mb(name: str, latency: Latency, device: str) -> float:
+    """The size of a file, or the peak of a process that runs it once and did nothing before."""
+    if name == "size_mb":
+        return latency.path.stat().st_size / 1e6
+    if latency.peak_memory_mb is None:
+        raise DeviceError(
+            f"'{device}' does not tell how much memory a process takes, so memory_mb cannot be "
+            "held there. Remove prune.budget.memory_mb, or measure on another device."
+        )
+    return latency.peak_memory_mb
+
 
 def goals_of(asked: Mapping[str, float], names: Sequence[str], part: float = 1.0) -> list[Goal]:
     """The goals of a recipe's budget: the same on each of its devices."""
-    return [Goal(name, asked.get("latency_ms"), asked.get("speedup"), part) for name in names]
+    limits = {name: asked[name] for name in SIZES if name in asked}
+    return [
+        Goal(name, asked.get("latency_ms"), asked.get("speedup"), part, limits) for name in names
+    ]
 
 
 @dataclass(frozen=True)
@@ -70,11 +120,18 @@ class Attempt:
     measured_ms: float
     budget_ms: float
     used: float
+    sizes: Mapping[str, Size] = field(default_factory=dict)
+
+    @property
+    def most_used(self) -> float:
+        """The largest share of what is allowed, of the time and of every size."""
+        return max([self.used, *(size.share for size in self.sizes.values())])
 
     def __str__(self) -> str:
+        sizes = "".join(f"; {SIZES[name]} {size}" for name, size in self.sizes.items())
         return (
             f"predicted {self.predicted_ms:.4g} ms, measured {self.measured_ms:.4g} ms, allowed "
-            f"{self.budget_ms:.4g} ms ({self.used:.1%} used)"
+            f"{self.budget_ms:.4g} ms ({self.used:.1%} used){sizes}"
         )
 
 
@@ -86,8 +143,8 @@ class Bench:
     devices: Devices
     options: ProfileOptions
 
-    def measure(self, goal: Goal, path: Path, original_us: float) -> tuple[float, float]:
-        """Return a network's time in µs and the share of the goal that it uses."""
+    def measure(self, goal: Goal, path: Path, original_us: float, predicted_us: float) -> Attempt:
+        """Measure a network beside the original. predicted_us: its time, as it was thought."""
         result = profile(
             {"original": self.original, "pruned": path},
             device=goal.device,
@@ -98,7 +155,32 @@ class Bench:
         if goal.speedup is not None:
             # Both in turns: what slows the machine down slows both down.
             measured = original_us / result.speedups[0].ratio
-        return measured, goal.used(result)
+        budget = goal.budget_us(original_us) / 1000
+        used, sizes = goal.used(result), goal.sizes(result)
+        return Attempt(goal.device, predicted_us / 1000, measured / 1000, budget, used, sizes)
+
+
+@dataclass
+class Ceiling:
+    """A limit on a size that is seen of a file, or of a run of it.
+
+    cost: the bytes that widths decide, as they are counted. base_mb: what is there without any
+    network. allowed_mb: of all. factor: MB that are seen for each byte that is counted.
+    """
+
+    name: str
+    cost: Callable[[Counts], float]
+    base_mb: float
+    allowed_mb: float
+    factor: float
+
+    def mb(self, counts: Counts) -> float:
+        """What is expected of counts."""
+        return self.base_mb + self.factor * self.cost(counts)
+
+    def see(self, counts: Counts, mb: float) -> None:
+        """Correct what is expected by what is seen."""
+        self.factor = max((mb - self.base_mb) / self.cost(counts), 1e-12)
 
 
 @dataclass
@@ -112,6 +194,7 @@ class Target:
     goal: Goal
     predictor: Predictor
     original_us: float
+    ceilings: Sequence[Ceiling] = ()
     allowed_us: float = field(init=False)
     _seen: list[tuple[float, float]] = field(init=False, default_factory=list)
 
@@ -145,17 +228,21 @@ class Target:
     def _layer_us(self, number: int, kept: Counts) -> float:
         return self.predictor.factor * self.predictor.layer_us(number, kept)
 
+    def limits(self) -> list[tuple[Callable[[Counts], float], float]]:
+        """The sizes as the solver takes them: a cost of the counts, and the most it may be."""
+        return [(one.mb, one.allowed_mb) for one in self.ceilings]
+
     def attempt(self, counts: Counts, small: Path, bench: Bench) -> Attempt:
         """Measure the whole cut network, and correct the prediction by what is seen."""
         predicted = self.predictor.total_us(counts)
-        measured, used = bench.measure(self.goal, small, self.original_us)
+        found = bench.measure(self.goal, small, self.original_us, predicted)
         plain = predicted / self.predictor.factor
-        self.predictor.factor = measured / plain
-        self._seen.append((plain, used))
-        self.allowed_us = self.predictor.factor * self._next(plain, used)
-        return Attempt(
-            self.goal.device, predicted / 1000, measured / 1000, self.budget_us / 1000, used
-        )
+        self.predictor.factor = found.measured_ms * 1000 / plain
+        self._seen.append((plain, found.used))
+        self.allowed_us = self.predictor.factor * self._next(plain, found.used)
+        for one in self.ceilings:
+            one.see(counts, found.sizes[one.name].mb)
+        return found
 
     def _next(self, plain: float, used: float) -> float:
         """The uncorrected time to ask for next.
@@ -190,6 +277,30 @@ def open_target(graph: Graph, goal: Goal, current: Path, bench: Bench) -> Target
     if current != bench.original:
         files["current"] = current
     whole = profile(files, device=goal.device, options=bench.options, devices=bench.devices)
-    current_us = whole.latencies[-1].median_ms * 1000
-    predictor.factor = current_us / predictor.total_us(graph.full)
-    return Target(goal, predictor, whole.latencies[0].median_ms * 1000)
+    first, last = whole.latencies[0], whole.latencies[-1]
+    predictor.factor = last.median_ms * 1000 / predictor.total_us(graph.full)
+    return Target(goal, predictor, first.median_ms * 1000, _ceilings(graph, goal, first, last))
+
+
+def _ceilings(graph: Graph, goal: Goal, first: Latency, last: Latency) -> list[Ceiling]:
+    """The goal's limits on sizes. first: the original. last: the graph's model, measured."""
+    found = []
+    for name, most in goal.limits.items():
+        allowed = size_mb(name, first, goal.device) ** (1 - goal.part) * most**goal.part
+        base, cost = 0.0, partial(_weight_bytes, graph)
+        if name == "memory_mb":
+            base = (last.peak_memory_mb or 0.0) - (last.model_memory_mb or 0.0)
+            cost = partial(
+                _bytes, graph, peak_activations(last.path, graph.cost.length, graph.full)
+            )
+        factor = (size_mb(name, last, goal.device) - base) / cost(graph.full)
+        found.append(Ceiling(name, cost, base, allowed, factor))
+    return found
+
+
+def _weight_bytes(graph: Graph, kept: Counts) -> float:
+    return 4.0 * graph.cost.params(kept)
+
+
+def _bytes(graph: Graph, activations: Callable[[Counts], float], kept: Counts) -> float:
+    return _weight_bytes(graph, kept) + activations(kept)

@@ -27,6 +27,8 @@ UNITS = get_args(Unit)
 TIMES = ("latency_ms", "speedup")
 LIMITS = ("macs", "params")
 """Units that may stand beside a time, as limits."""
+SIZES = ("size_mb", "memory_mb")
+"""What is measured of a network beside its time, and may be limited there."""
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -49,7 +51,7 @@ def one_unit(found: str) -> str:
 class BudgetSection(Section):
     """How much of the original is kept, in one unit; a time may have limits beside it."""
 
-    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 4})
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 6})
 
     macs: Share | None = Field(default=None, description="Share of the multiply-accumulates kept.")
     params: Share | None = Field(default=None, description="Share of the parameters kept.")
@@ -76,6 +78,17 @@ class BudgetSection(Section):
         gt=1,
         description="How many times faster than the original it must be on the devices of 'on'. "
         "Beside it macs and params are limits.",
+    )
+    size_mb: float | None = Field(
+        default=None,
+        gt=0,
+        description="Beside a time: the most that the fp32 ONNX file may have, in MB (10^6 bytes).",
+    )
+    memory_mb: float | None = Field(
+        default=None,
+        gt=0,
+        description="Beside a time: the most that a process which runs the network may take on the "
+        "devices of 'on' at its peak, with interpreter and runtime, in MB (10^6 bytes).",
     )
     on: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=("local",),
@@ -105,6 +118,9 @@ class BudgetSection(Section):
             return [(("on",), f"names a device twice, found {', '.join(self.on)}")]
         named = list(self.asked())
         times = [unit for unit in TIMES if unit in named]
+        for size in SIZES:
+            if not times and getattr(self, size) is not None:
+                return [((size,), f"is a limit beside {' or '.join(TIMES)}; remove it")]
         if not times and self.on != type(self).model_fields["on"].default:
             return [(("on",), f"is for a budget of {' or '.join(TIMES)}; remove it")]
         if not named:

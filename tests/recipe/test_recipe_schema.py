@@ -105,6 +105,9 @@ def test_a_recipe_cannot_be_changed(good: str) -> None:
         ("prune.budget={latency_ms: 2, on: []}", "at least 1 item"),
         ("prune.budget={latency_ms: 2, on: [a, b, a]}", "names a device twice, found a, b, a"),
         ("prune.budget={macs: .5, on: pi5}", "is for a budget of latency_ms or speedup; remove it"),
+        ("prune.budget={macs: .5, size_mb: 3}", "size_mb: is a limit beside latency_ms or speedup"),
+        ("prune.budget={memory_mb: 90}", "memory_mb: is a limit beside latency_ms or speedup"),
+        ("prune.budget={speedup: 2, size_mb: 0}", "should be greater than 0, found 0"),
         ("prune.budget={on: pi5}", "is for a budget of latency_ms or speedup; remove it"),
         (
             "prune={method: han, budget: {latency_ms: 2}}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +138,7 @@ def read_network(path: Path, answer: Mapping[str, Any], length: Length, full: Co
     times, added = times_of_nodes(graph, facts["nodes"])
     proto = onnx.shape_inference.infer_shapes(onnx.load(path))
     nodes = [node for node in proto.graph.node if node.op_type != "Constant"]
-    flow = _Flow(proto, length, len(full))
+    flow = Flow(proto, length, len(full))
     layers = []
     given: dict[int, NetworkLayer] = {}
     for place, (node, known) in enumerate(zip(nodes, graph.nodes, strict=True)):
@@ -189,7 +190,7 @@ def _added(
     return found, fixed
 
 
-class _Flow:
+class Flow:
     """Follows the widths of tensors through a file, as forms of the kept channels."""
 
     def __init__(self, proto: Any, length: Length, groups: int) -> None:
@@ -250,6 +251,11 @@ class _Flow:
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a tensor; () where it is not known."""
         return self._shapes.get(name, ())
+
+    def area(self, name: str) -> float:
+        """Numbers of a tensor for each of its channels."""
+        shape = self._shapes.get(name, ())
+        return math.prod(shape) / max(self._channels(name), 1)
 
     def _channels(self, name: str) -> int:
         shape = self._shapes.get(name, ())
