@@ -41,7 +41,7 @@ from prune2deploy.export import export_model_file
 from prune2deploy.latency import ProfileOptions, profile
 from prune2deploy.methods import Context
 from prune2deploy.pipeline.planning import channel_scores, make_method, plan
-from prune2deploy.pipeline.timed_budget import TimedPlan, plan_for_time
+from prune2deploy.pipeline.timed_budget import TimedPlan, fit_into_time
 from prune2deploy.pipeline.timed_target import Bench, Goal, open_target
 
 MODELS = (
@@ -93,7 +93,7 @@ class Subject:
 
     def fitted(self, goal: Goal) -> TimedPlan:
         """The plan for a time, closed loop."""
-        return plan_for_time(
+        return fit_into_time(
             self.graph,
             self.scores,
             [goal],

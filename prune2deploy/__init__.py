@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from prune2deploy.channels import Graph, Plan, cut, load_pruned, mask, save_pruned, trace
     from prune2deploy.export import fold_batchnorm
     from prune2deploy.pipeline.planning import plan, prepare
+    from prune2deploy.pipeline.timed_plan import plan_for_time
     from prune2deploy.pipeline.weights import weight_masks
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ _HOME = {
     "load_pruned": "prune2deploy.channels",
     "mask": "prune2deploy.channels",
     "plan": "prune2deploy.pipeline.planning",
+    "plan_for_time": "prune2deploy.pipeline.timed_plan",
     "prepare": "prune2deploy.pipeline.planning",
     "save_pruned": "prune2deploy.channels",
     "trace": "prune2deploy.channels",
@@ -40,6 +42,7 @@ __all__ = [
     "load_pruned",
     "mask",
     "plan",
+    "plan_for_time",
     "prepare",
     "save_pruned",
     "trace",

@@ -110,14 +110,26 @@ def devices_for(recipe: Recipe) -> Devices:
     for key, names in named.items():
         _refuse_unknown(key, names, known)
     for key in ("prune.budget.on", "prune.search.on"):
-        for name in named[key]:
-            runtime = known[name].runtime
-            if runtime != "onnxruntime":
-                raise DeviceError(
-                    f"{key} names '{name}', whose runtime is {runtime}. Plans for a time need the "
-                    "times of single layers, which onnxruntime tells. Name a device with it, or "
-                    "ask for macs or params and look at the latency."
-                )
+        devices_for_times(key, named[key], known)
+    return known
+
+
+def devices_for_times(key: str, names: Sequence[str], known: Devices | None = None) -> Devices:
+    """Return this machine's devices, among them those, which can tell how long layers take.
+
+    Raises:
+        DeviceError: one is not known, or cannot. key: what named it, for the message.
+    """
+    known = load_devices() if known is None else known
+    _refuse_unknown(key, names, known)
+    for name in names:
+        runtime = known[name].runtime
+        if runtime != "onnxruntime":
+            raise DeviceError(
+                f"{key} names '{name}', whose runtime is {runtime}. Plans for a time need the "
+                "times of single layers, which onnxruntime tells. Name a device with it, or "
+                "ask for macs or params and look at the latency."
+            )
     return known
 
 

@@ -29,6 +29,7 @@ from prune2deploy.pipeline.block_planning import plan_blocks
 from prune2deploy.pipeline.outcome import held_back, reached
 
 Share = float | Mapping[str, float]
+_TIMED = {"latency_ms", "speedup"}
 Allocate = Callable[[Allocation], Counts | None]
 UNITS = {"macs": "MACs", "params": "parameters"}
 
@@ -80,14 +81,14 @@ def plan(
             "prune2deploy.weight_masks, or plan with a method for channels, for example l1."
         )
     kind, share = _checked_budget(budget)
-    _check_widths(round_to, min_channels)
+    check_widths(round_to, min_channels)
     if not graph.groups:
         raise BudgetError(
             "The model has no channels that can be removed: everything is frozen. "
             + " ".join(held_back(graph.frozen))
             + " 'prune2deploy inspect' shows all."
         )
-    context = Context(graph, _as_source(images), losses, judge)
+    context = Context(graph, as_source(images), losses, judge)
     if chosen.removes_blocks:
         return plan_blocks(context, chosen, kind, share, original or graph)
     scores = _scores(context, chosen, _normalisation(chosen, normalize))
@@ -146,11 +147,12 @@ def prepare(
     """
     chosen = make_method(method, options) if isinstance(method, str) else method
     ready = replace(graph, model=copy.deepcopy(graph.model))
-    chosen.before_cut(Context(ready, _as_source(images)), ready.kept(plan))
+    chosen.before_cut(Context(ready, as_source(images)), ready.kept(plan))
     return ready.model
 
 
-def _as_source(images: Iterable[Tensor] | Images | None) -> Images | None:
+def as_source(images: Iterable[Tensor] | Images | None) -> Images | None:
+    """Batches as a function of (count, batch size) that returns them."""
     if images is None or callable(images):
         return images
     batches = [images] if isinstance(images, Tensor) else list(images)
@@ -257,9 +259,10 @@ def _checked_budget(
     budget: Mapping[str, Share],
 ) -> tuple[Literal["macs", "params", "channels"], Share]:
     if len(budget) != 1 or next(iter(budget)) not in ("macs", "params", "channels"):
+        timed = " For a time, prune2deploy.plan_for_time measures." if set(budget) & _TIMED else ""
         raise BudgetError(
             f"A budget is exactly one of macs, params, channels; found: "
-            f"{', '.join(budget) or 'nothing'}. For example budget={{'macs': 0.5}}."
+            f"{', '.join(budget) or 'nothing'}. For example budget={{'macs': 0.5}}.{timed}"
         )
     kind, share = next(iter(budget.items()))
     values: list[object] = list(share.values()) if isinstance(share, Mapping) else [share]
@@ -272,7 +275,8 @@ def _checked_budget(
     return cast("Literal['macs', 'params', 'channels']", kind), share
 
 
-def _check_widths(round_to: int, min_channels: int | None) -> None:
+def check_widths(round_to: int, min_channels: int | None) -> None:
+    """Raise BudgetError for widths that cannot be."""
     if round_to < 1:
         raise BudgetError(f"round_to is {round_to}, expected 1 or more. 1 allows every width.")
     if min_channels is not None and min_channels < 1:

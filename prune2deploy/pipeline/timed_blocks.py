@@ -82,7 +82,7 @@ def plan_blocks_for_time(
     """Remove the blocks with the lowest scores until every time holds, as few as possible.
 
     Args:
-        goals, export, original: as for `plan_for_time`.
+        goals, export, original: as for `fit_into_time`.
         limits: the most MACs or parameters that may be left.
 
     Raises:

@@ -59,7 +59,7 @@ class TimedPlan:
     chosen: list[Attempt] = field(default_factory=list)
 
 
-def plan_for_time(
+def fit_into_time(
     graph: Graph,
     scores: Sequence[Scores | None],
     goals: Sequence[Goal],

@@ -16,7 +16,7 @@ from prune2deploy.errors import BudgetError
 from prune2deploy.latency import ProfileOptions
 from prune2deploy.methods import Context
 from prune2deploy.pipeline.planning import channel_scores, make_method
-from prune2deploy.pipeline.timed_budget import ROUNDS, TimedPlan, notes_of, plan_for_time
+from prune2deploy.pipeline.timed_budget import ROUNDS, TimedPlan, fit_into_time, notes_of
 from prune2deploy.pipeline.timed_target import CLOSE, Goal
 
 WIDTHS = (96, 128, 112, 96)
@@ -37,7 +37,7 @@ class Bed:
         self.scores = channel_scores(Context(graph), make_method("l1", {}), None)
 
     def fit(self, *goals: Goal, **settings: Any) -> TimedPlan:
-        return plan_for_time(
+        return fit_into_time(
             self.graph,
             self.scores,
             goals,
