@@ -13,14 +13,16 @@ from torch import nn
 
 from prune2deploy import progress
 from prune2deploy.budget import Decision, Widths, allowed_counts
-from prune2deploy.budget.latency import Counts, keep_under_times, value_of
+from prune2deploy.budget.latency import Counts, Parts, keep_under_times, value_of
 from prune2deploy.budget.latency_bound import upper_bound
-from prune2deploy.budget.widths import Scores
+from prune2deploy.budget.widths import Scores, best
 from prune2deploy.channels import Graph, Plan, cut
 from prune2deploy.devices import Devices
 from prune2deploy.errors import BudgetError
 from prune2deploy.latency import ProfileOptions
+from prune2deploy.methods.base import Allocation
 from prune2deploy.pipeline.deploy import Export
+from prune2deploy.pipeline.planning import Allocate
 from prune2deploy.pipeline.timed_target import (
     CLOSE,
     SIZES,
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 ROUNDS = 5
 
 _TIGHTER = 0.97
+_WHOLE = 10**6  # a budget, where it has to be a whole number
 _ON_THE_WAY = (0.9, 1.05)  # what a round that others follow may use of its share
 _TRIES_ON_THE_WAY = 2
 
@@ -71,6 +74,7 @@ def fit_into_time(
     round_to: int | None = None,
     limits: Sequence[Limit] = (),
     original: nn.Module | None = None,
+    allocate: Allocate | None = None,
 ) -> TimedPlan:
     """Choose the widths that keep the most importance in the time that is allowed.
 
@@ -83,6 +87,7 @@ def fit_into_time(
         round_to: widths are multiples of it; None: of the device's own steps.
         limits: further costs of the counts, and the most each may be.
         original: the model before earlier cuts, which a speed-up is over; None: the graph's.
+        allocate: of a method that distributes a budget itself; asked again after each correction.
 
     Raises:
         BudgetError: it cannot be reached; the message has the fastest time that can be.
@@ -104,7 +109,7 @@ def fit_into_time(
         ]
         if any(goal.part < 1 for goal in goals):
             _see_the_end(graph, scores, targets, step, min_channels)
-        search = _Search(graph, scores, widths, targets, bench, export, limits, step)
+        search = _Search(graph, scores, widths, targets, bench, export, limits, step, allocate)
         return search.run()
 
 
@@ -138,8 +143,10 @@ class _Search:
     export: Export
     limits: Sequence[Limit]
     step: int
+    allocate: Allocate | None = None
     history: list[list[Attempt]] = field(default_factory=list)
     best: TimedPlan | None = None
+    most: float = 0.0
 
     def run(self) -> TimedPlan:
         """Go on until the time is met, nothing new is found, or the rounds are used up."""
@@ -164,7 +171,7 @@ class _Search:
 
     def _gap(self, importance: float) -> float | None:
         """What could still be won; not known where there are limits beside the times."""
-        if self.limits or any(target.ceilings for target in self.targets):
+        if self.allocate is not None or self._all_limits():
             return None
         times = [(target.parts(), target.budget_us) for target in self.targets]
         most = upper_bound(self.scores, self.widths, times)
@@ -174,11 +181,8 @@ class _Search:
         """Widths that have not been measured yet; None where nothing better is left to try."""
         while True:
             try:
-                decision, counts = keep_under_times(
-                    self.scores,
-                    self.widths,
-                    [(target.parts(), target.allowed_us) for target in self.targets],
-                    [*self.limits, *(one for target in self.targets for one in target.limits())],
+                decision, counts = self._allocated() or keep_under_times(
+                    self.scores, self.widths, self._times(), self._all_limits()
                 )
             except BudgetError as err:
                 if self.best is not None:
@@ -193,6 +197,32 @@ class _Search:
             for target in self.targets:
                 target.allowed_us *= _TIGHTER
 
+    def _times(self) -> list[tuple[Parts, float]]:
+        return [(target.parts(), target.allowed_us) for target in self.targets]
+
+    def _all_limits(self) -> list[Limit]:
+        return [*self.limits, *(one for target in self.targets for one in target.limits())]
+
+    def _allocated(self) -> tuple[Decision, Counts] | None:
+        """What a method chooses that distributes a budget itself; None: it leaves that to us."""
+        if self.allocate is None:
+            return None
+        times, limits = self._times(), self._all_limits()
+
+        def cost(counts: Counts) -> int:
+            shares = [parts.total(counts) / most for parts, most in times]
+            return round(_WHOLE * max(shares + [of(counts) / most for of, most in limits]))
+
+        allowed = [w.counts for w in self.widths]
+        counts = self.allocate(Allocation(allowed, cost, _WHOLE, cost(self.graph.full)))
+        if counts is None:
+            return None
+        kept = [
+            np.arange(w.full) if s is None else best(s, int(n))
+            for s, w, n in zip(self.scores, self.widths, counts, strict=True)
+        ]
+        return Decision(tuple(kept)), np.array([len(some) for some in kept], dtype=np.int64)
+
     def _measured(self, number: int, decision: Decision, counts: Counts, at_most: float) -> float:
         """Measure widths on all devices and keep them if they are the best; the share used."""
         plan = self.graph.plan(decision.kept)
@@ -204,8 +234,10 @@ class _Search:
             log.info("Round %d on %s: %s", number, one.device, one)
         used = max(one.most_used for one in attempts)
         kept = value_of(self.scores, counts)
-        if used <= at_most and (self.best is None or kept > self.best.importance):
-            self.best = TimedPlan(plan, kept, self.step, chosen=attempts)
+        # A method that tries networks out goes by something else than importance.
+        worth = kept if self.allocate is None else used
+        if used <= at_most and (self.best is None or worth > self.most):
+            self.best, self.most = TimedPlan(plan, kept, self.step, chosen=attempts), worth
         return used
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,9 +139,11 @@ def plan_in_time(
         )
     costs = {"macs": graph.cost.macs, "params": graph.cost.params}
     limits: list[Limit] = [(costs[unit], limit) for unit, limit in most.items()]
+    scores = channel_scores(context, method, normalize)
+    allocate = partial(method.allocate, context, scores)
     found = fit_into_time(
         graph,
-        channel_scores(context, method, normalize),
+        scores,
         goals,
         devices=devices,
         options=options,
@@ -149,14 +152,9 @@ def plan_in_time(
         round_to=round_to,
         limits=limits,
         original=start.model,
+        allocate=None if type(method).allocate is Method.allocate else allocate,
     )
-    notes = [*notes_of(found), *held_back(graph.frozen)]
-    if type(method).allocate is not Method.allocate:
-        notes.append(
-            f"{method.name} would choose how many channels each group keeps for a budget of macs; "
-            "for one of time its scores were used, and the device's times."
-        )
-    return replace(found.plan, notes=tuple(notes))
+    return replace(found.plan, notes=(*notes_of(found), *held_back(graph.frozen)))
 
 
 def goals_from(budget: BudgetSection, part: float = 1.0) -> list[Goal]:

@@ -12,6 +12,7 @@ from stopping import StopAt, Stopped
 
 from prune2deploy import progress
 from prune2deploy.channels import Plan
+from prune2deploy.methods import METHODS
 from prune2deploy.pipeline import pruning, timed_round
 from prune2deploy.pipeline.inputs import open_inputs
 from prune2deploy.pipeline.pruning import NOWHERE, Checkpoints, Pruned, prune
@@ -66,9 +67,32 @@ def test_limits_are_shares_of_the_original(device: FakeDevice) -> None:
     assert used(found.plan) < 0.95
 
 
-def test_what_a_method_does_not_do_for_a_time_is_said(device: FakeDevice) -> None:
-    found: Any = pruned("prune={method: eagleeye, budget: {speedup: 1.2}, recalibrate: 0}")
-    assert any("eagleeye would choose how many channels" in note for note in found.plan.notes)
+@pytest.mark.parametrize(
+    "options",
+    [
+        "method: eagleeye, candidates: 4",
+        "method: sep, updates: 2, schemes: 2, train: {epochs: 1, lr: 0.05}",
+    ],
+    ids=["eagleeye", "sep"],
+)
+def test_methods_that_distribute_a_budget_do_so_for_a_time(
+    device: FakeDevice, options: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[tuple[int, ...]] = []
+    kind = METHODS[options.split()[1].rstrip(",")]
+    allocate = kind.allocate
+
+    def noting(self: Any, context: Any, scores: Any, choice: Any) -> Any:
+        counts = allocate(self, context, scores, choice)
+        tried.append(tuple(counts.tolist()))
+        return counts
+
+    monkeypatch.setattr(kind, "allocate", noting)
+    more = "images: 64, batch_size: 32"
+    found = pruned(f"prune={{{options}, {more}, budget: {{speedup: 1.3}}, recalibrate: 0}}")
+    assert used(found.plan) <= 1
+    assert found.graph is not None
+    assert tuple(found.graph.counts(found.plan).tolist()) in tried
 
 
 def test_a_stopped_run_keeps_the_widths_of_its_rounds(
