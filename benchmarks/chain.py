@@ -71,7 +71,7 @@ def chain(name: str, threads: int) -> dict[str, Any]:
 
 def _import() -> None:
     import prune2deploy.export
-    import prune2deploy.pipeline.planning  # noqa: F401
+    import prune2deploy.planning.plan  # noqa: F401
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ PRELOAD = (
     "timm",
     "prune2deploy.channels",
     "prune2deploy.export",
-    "prune2deploy.pipeline.planning",
+    "prune2deploy.planning.plan",
 )
 PACKAGES = ("prune2deploy", "torch", "torchvision", "timm", "onnx", "onnxruntime")
 

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from prune2deploy.channels import Graph, Plan, cut, mask, trace, try_plan
 from prune2deploy.errors import BudgetError, Prune2DeployError
 from prune2deploy.export import export_model_file
-from prune2deploy.pipeline.planning import plan
+from prune2deploy.planning.plan import plan
 
 BUDGET = {"channels": 0.5}
 TOLERANCE = 1e-5

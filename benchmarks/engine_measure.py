@@ -44,7 +44,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prune2deploy.channels import Plan, cut, trace
 from prune2deploy.errors import BudgetError
-from prune2deploy.pipeline.planning import plan
+from prune2deploy.planning.plan import plan
 
 BUDGET = {"channels": 0.5}
 ROUND_TO = 8

@@ -28,8 +28,8 @@ from prune2deploy.latency import ProfileOptions, profile
 from prune2deploy.methods import Context
 from prune2deploy.pipeline.deploy import exporter
 from prune2deploy.pipeline.inputs import EVALUATION_BATCH, Inputs, open_inputs, train_settings
-from prune2deploy.pipeline.planning import channel_scores, make_method
 from prune2deploy.pipeline.pruning import Pruned, prune, recalibrate
+from prune2deploy.planning.plan import channel_scores, make_method
 from prune2deploy.recipe import Recipe, parse_recipe
 from prune2deploy.train import evaluate, fit
 

@@ -40,9 +40,9 @@ from prune2deploy.errors import Prune2DeployError
 from prune2deploy.export import export_model_file
 from prune2deploy.latency import ProfileOptions, profile
 from prune2deploy.methods import Context
-from prune2deploy.pipeline.planning import channel_scores, make_method, plan
-from prune2deploy.pipeline.timed_budget import TimedPlan, fit_into_time
-from prune2deploy.pipeline.timed_target import Bench, Goal, open_target
+from prune2deploy.planning.plan import channel_scores, make_method, plan
+from prune2deploy.planning.timed.budget import TimedPlan, fit_into_time
+from prune2deploy.planning.timed.target import Bench, Goal, open_target
 
 MODELS = (
     "resnet18",

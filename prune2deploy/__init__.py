@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prune2deploy.channels import Graph, Plan, cut, load_pruned, mask, save_pruned, trace
     from prune2deploy.export import fold_batchnorm
-    from prune2deploy.pipeline.planning import plan, prepare
-    from prune2deploy.pipeline.timed_plan import plan_for_time
     from prune2deploy.pipeline.weights import weight_masks
+    from prune2deploy.planning.plan import plan, prepare
+    from prune2deploy.planning.timed.plan import plan_for_time
 
 __version__ = "0.1.0"
 
@@ -25,9 +25,9 @@ _HOME = {
     "fold_batchnorm": "prune2deploy.export",
     "load_pruned": "prune2deploy.channels",
     "mask": "prune2deploy.channels",
-    "plan": "prune2deploy.pipeline.planning",
-    "plan_for_time": "prune2deploy.pipeline.timed_plan",
-    "prepare": "prune2deploy.pipeline.planning",
+    "plan": "prune2deploy.planning.plan",
+    "plan_for_time": "prune2deploy.planning.timed.plan",
+    "prepare": "prune2deploy.planning.plan",
     "save_pruned": "prune2deploy.channels",
     "trace": "prune2deploy.channels",
     "weight_masks": "prune2deploy.pipeline.weights",

@@ -150,7 +150,7 @@ class FakeDevices:
 _PLACES = (
     "prune2deploy.latency.profile",
     "prune2deploy.latency.layers",
-    "prune2deploy.pipeline.timed_target",
+    "prune2deploy.planning.timed.target",
 )
 
 

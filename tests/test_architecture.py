@@ -22,6 +22,7 @@ LINE = (
     "export",
     "devices",
     "latency",
+    "planning",
     "report",
     "artifact",
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from prune2deploy.latency.campaign import Campaign, Failure, profile_devices
 from prune2deploy.latency.format import format_result
 from prune2deploy.latency.kept import ResultFolder, keep_layers
-from prune2deploy.latency.layers import LayersResult, format_layers, profile_layers
+from prune2deploy.latency.layers import LayersResult, profile_layers
+from prune2deploy.latency.layers_format import format_layers
 from prune2deploy.latency.outputs import outputs_on
 from prune2deploy.latency.profile import (
     NVIDIA,

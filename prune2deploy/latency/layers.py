@@ -15,10 +15,9 @@ from typing import Any
 from prune2deploy import progress
 from prune2deploy.devices import Answer, CommonSettings, Devices, load_devices, open_device
 from prune2deploy.latency.layer_names import FileGraph, Key, channels_of, read_graph
-from prune2deploy.latency.layers_format import format_layers
 from prune2deploy.latency.profile import ProfileOptions, named_models, options_on
 
-__all__ = ["Layer", "LayerTime", "LayersResult", "ModelRuns", "format_layers", "profile_layers"]
+__all__ = ["Layer", "LayerTime", "LayersResult", "ModelRuns", "profile_layers"]
 
 _US_PER_MS = 1e3
 

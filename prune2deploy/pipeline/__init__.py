@@ -1,7 +1,6 @@
 """The stages in order: from a recipe to a folder of results."""
 
 from prune2deploy.pipeline.check import check_recipe, inspect_model
-from prune2deploy.pipeline.planning import plan
 from prune2deploy.pipeline.run import (
     Outlook,
     RunOptions,
@@ -10,6 +9,7 @@ from prune2deploy.pipeline.run import (
     run_recipe,
     run_until,
 )
+from prune2deploy.planning.plan import plan
 
 __all__ = [
     "Outlook",

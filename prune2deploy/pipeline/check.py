@@ -14,10 +14,10 @@ from prune2deploy.methods import METHODS
 from prune2deploy.models import check_forward, load_model
 from prune2deploy.pipeline.deploy import devices_for
 from prune2deploy.pipeline.inputs import Inputs, open_inputs
-from prune2deploy.pipeline.planning import plan
 from prune2deploy.pipeline.pruning import round_to_of
 from prune2deploy.pipeline.tracking import check_tracking
 from prune2deploy.pipeline.weights import weight_masks
+from prune2deploy.planning.plan import plan
 from prune2deploy.recipe import Recipe
 from prune2deploy.report import CheckReport, LayerWeights
 

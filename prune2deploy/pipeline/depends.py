@@ -46,7 +46,7 @@ class StageKind:
     devices: bool = False
 
 
-_CUT = (*_TRAINING, "channels", "methods", "budget")
+_CUT = (*_TRAINING, "channels", "methods", "budget", "planning")
 _WRITTEN = (*_CUT, "export")
 _MEASURED = ("export", "devices", "latency", "probe", "pipeline")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -12,17 +12,15 @@ from torch import nn
 
 from prune2deploy.channels import trace
 from prune2deploy.devices import Devices, load_devices
-from prune2deploy.errors import DeviceError, nearest_name_hint
 from prune2deploy.export import export_model_file, onnx_metadata
 from prune2deploy.latency import Campaign, ProfileOptions, ResultFolder, profile_devices
 from prune2deploy.pipeline.inputs import EVALUATION_BATCH, Inputs
+from prune2deploy.planning.timed.devices import devices_for_times, refuse_unknown
+from prune2deploy.planning.timed.target import Export
 from prune2deploy.recipe import OnnxSection, ProfileSection, Recipe
 from prune2deploy.report import NetworkFigures, ParityFigures
 
 log = logging.getLogger(__name__)
-
-Export = Callable[[nn.Module, Path], object]
-"""Writes a model as an ONNX file."""
 
 
 def exporter(recipe: Recipe, inputs: Inputs) -> Export:
@@ -108,41 +106,10 @@ def devices_for(recipe: Recipe) -> Devices:
         "prune.search.on": (search.on,) if search is not None and search.cost == "latency" else (),
     }
     for key, names in named.items():
-        _refuse_unknown(key, names, known)
+        refuse_unknown(key, names, known)
     for key in ("prune.budget.on", "prune.search.on"):
         devices_for_times(key, named[key], known)
     return known
-
-
-def devices_for_times(key: str, names: Sequence[str], known: Devices | None = None) -> Devices:
-    """Return this machine's devices, among them those, which can tell how long layers take.
-
-    Raises:
-        DeviceError: one is not known, or cannot. key: what named it, for the message.
-    """
-    known = load_devices() if known is None else known
-    _refuse_unknown(key, names, known)
-    for name in names:
-        runtime = known[name].runtime
-        if runtime != "onnxruntime":
-            raise DeviceError(
-                f"{key} names '{name}', whose runtime is {runtime}. Plans for a time need the "
-                "times of single layers, which onnxruntime tells. Name a device with it, or "
-                "ask for macs or params and look at the latency."
-            )
-    return known
-
-
-def _refuse_unknown(key: str, names: Sequence[str], known: Devices) -> None:
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        one = unknown[0]
-        named = ", ".join(f"'{name}'" for name in unknown)
-        raise DeviceError(
-            f"{key} names {named}, and no such device is known here. "
-            f"{nearest_name_hint(one, known)} Add it with: prune2deploy devices add {one} "
-            f"--host HOST, or measure elsewhere: --set {key}=[local]"
-        )
 
 
 def profile_networks(

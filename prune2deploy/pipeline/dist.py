@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,15 +12,23 @@ from prune2deploy.artifact import Preprocessing, Source, write_artifact
 from prune2deploy.export.parity import OnnxModel
 from prune2deploy.pipeline import folder as files
 from prune2deploy.pipeline.depends import code_of
+from prune2deploy.pipeline.job import Job
 from prune2deploy.recipe import dump_recipe
 from prune2deploy.report import Metrics
 
-if TYPE_CHECKING:
-    from prune2deploy.pipeline.work import Job
-
 _SAMPLES = 8
 """Test images that go along, so that a device's answers can be compared."""
-_ROOMS = ("models", "data", "channels", "methods", "budget", "train", "export", "pipeline")
+_ROOMS = (
+    "models",
+    "data",
+    "channels",
+    "methods",
+    "budget",
+    "planning",
+    "train",
+    "export",
+    "pipeline",
+)
 
 
 def write_dist(job: Job, metrics: Metrics, networks: Mapping[str, Path]) -> Path:

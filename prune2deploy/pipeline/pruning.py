@@ -22,16 +22,16 @@ from prune2deploy.latency import ProfileOptions
 from prune2deploy.methods import Context, Method
 from prune2deploy.methods.common.weights import Masks
 from prune2deploy.pipeline.inputs import Inputs, train_settings
-from prune2deploy.pipeline.planning import (
+from prune2deploy.pipeline.processes import is_follower
+from prune2deploy.pipeline.timed_round import timed_plan
+from prune2deploy.planning.plan import (
     Share,
     edits_weights,
     make_method,
     plan,
     prepare,
 )
-from prune2deploy.pipeline.processes import is_follower
-from prune2deploy.pipeline.rounding import rounding_for
-from prune2deploy.pipeline.timed_round import timed_plan
+from prune2deploy.planning.rounding import rounding_for
 from prune2deploy.recipe import Recipe
 from prune2deploy.train import Checkpoint, evaluate, fit, recalibrate_batchnorm
 

@@ -22,6 +22,7 @@ from prune2deploy.pipeline.depends import KINDS, depends_of, stages_of
 from prune2deploy.pipeline.deploy import devices_for, measure_rest_command
 from prune2deploy.pipeline.folder import RunFolder
 from prune2deploy.pipeline.inputs import open_inputs
+from prune2deploy.pipeline.job import Job
 from prune2deploy.pipeline.processes import (
     is_follower,
     started_from_outside,
@@ -39,7 +40,7 @@ from prune2deploy.pipeline.stages import (
     usable,
 )
 from prune2deploy.pipeline.tracking import Tracker, check_tracking, tracking
-from prune2deploy.pipeline.work import WORK, Job, onnx_files
+from prune2deploy.pipeline.work import WORK, onnx_files
 from prune2deploy.recipe import Recipe, dump_recipe
 from prune2deploy.report import GateResult, LatencyFailure, Metrics
 

@@ -10,8 +10,9 @@ from prune2deploy.latency import ProfileOptions
 from prune2deploy.methods import Context, Method
 from prune2deploy.pipeline.deploy import exporter
 from prune2deploy.pipeline.inputs import Inputs
-from prune2deploy.pipeline.timed_plan import goals_from, plan_in_time
-from prune2deploy.recipe import Recipe
+from prune2deploy.planning.timed.plan import plan_in_time
+from prune2deploy.planning.timed.target import SIZES, goals_of
+from prune2deploy.recipe import TIMES, Recipe
 
 
 def timed_plan(
@@ -28,16 +29,18 @@ def timed_plan(
         BudgetError: the time cannot be reached.
         DeviceError: a device cannot be measured on.
     """
-    section = recipe.prune
+    section, budget = recipe.prune, recipe.prune.budget
+    values = {name: getattr(budget, name) for name in (*TIMES, *SIZES)}
+    asked = {name: value for name, value in values.items() if value is not None}
     return plan_in_time(
         context,
         method,
-        goals_from(section.budget, number / section.schedule.rounds),
+        goals_of(asked, budget.on, number / section.schedule.rounds),
         start,
         devices=load_devices(),
         options=ProfileOptions(threads=recipe.profile.threads, seed=recipe.seed),
         export=exporter(recipe, inputs),
-        shares={"macs": section.budget.macs, "params": section.budget.params},
+        shares={"macs": budget.macs, "params": budget.params},
         normalize=section.normalize,
         min_channels=section.min_channels,
         round_to=None if section.round_to == "auto" else section.round_to,

@@ -22,8 +22,8 @@ from prune2deploy.methods.common.weights import (
     takes_pattern,
 )
 from prune2deploy.pipeline.inputs import Inputs, train_settings
-from prune2deploy.pipeline.planning import make_method
 from prune2deploy.pipeline.pruning import NOWHERE, Checkpoints, Pruned, recalibrate
+from prune2deploy.planning.plan import make_method
 from prune2deploy.recipe import Recipe, TrainSection
 from prune2deploy.report import LayerWeights
 from prune2deploy.train import Checkpoint, Hooks, fit

@@ -17,7 +17,7 @@ from prune2deploy.channels import trace
 from prune2deploy.methods import METHODS, Context
 from prune2deploy.methods.common.weights import WeightMethod, Weights, prunable
 from prune2deploy.pipeline.inputs import Inputs, open_inputs, train_settings
-from prune2deploy.pipeline.planning import make_method
+from prune2deploy.planning.plan import make_method
 from prune2deploy.recipe import Recipe, parse_recipe
 from prune2deploy.train import fit
 from prune2deploy.train.checkpoint import Checkpoint

@@ -17,7 +17,7 @@ from prune2deploy.channels import Graph, Plan, cut, trace
 from prune2deploy.errors import BudgetError, MethodError
 from prune2deploy.methods import METHODS, Context, Method, MethodOptions
 from prune2deploy.models.cifar_resnet import resnet20
-from prune2deploy.pipeline.planning import make_method, plan, prepare
+from prune2deploy.planning.plan import make_method, plan, prepare
 
 
 @cache

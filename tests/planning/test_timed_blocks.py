@@ -15,8 +15,8 @@ from prune2deploy.channels import Graph, Plan, cut, trace
 from prune2deploy.errors import BudgetError
 from prune2deploy.latency import ProfileOptions
 from prune2deploy.methods import METHODS, Context
-from prune2deploy.pipeline.timed_blocks import plan_blocks_for_time
-from prune2deploy.pipeline.timed_target import Goal
+from prune2deploy.planning.timed.blocks import plan_blocks_for_time
+from prune2deploy.planning.timed.target import Goal
 
 BLOCKS = 6
 

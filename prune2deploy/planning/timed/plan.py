@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from prune2deploy.channels import Graph, Plan
@@ -18,14 +18,13 @@ from prune2deploy.export import export_model_file
 from prune2deploy.latency import ProfileOptions
 from prune2deploy.methods import Context, Method
 from prune2deploy.methods.base import Images, Judge, Losses
-from prune2deploy.pipeline.block_planning import Unit, cost_of
-from prune2deploy.pipeline.deploy import Export, devices_for_times
-from prune2deploy.pipeline.outcome import held_back
-from prune2deploy.pipeline.planning import as_source, channel_scores, check_widths, make_method
-from prune2deploy.pipeline.timed_blocks import plan_blocks_for_time
-from prune2deploy.pipeline.timed_budget import Limit, fit_into_time, notes_of
-from prune2deploy.pipeline.timed_target import SIZES, Goal, goals_of
-from prune2deploy.recipe import BudgetSection
+from prune2deploy.planning.blocks import Unit, cost_of
+from prune2deploy.planning.outcome import held_back
+from prune2deploy.planning.plan import as_source, channel_scores, check_widths, make_method
+from prune2deploy.planning.timed.blocks import plan_blocks_for_time
+from prune2deploy.planning.timed.budget import Limit, fit_into_time, notes_of
+from prune2deploy.planning.timed.devices import devices_for_times
+from prune2deploy.planning.timed.target import SIZES, Export, Goal, goals_of
 
 
 def plan_for_time(
@@ -72,9 +71,10 @@ def plan_for_time(
         DeviceError: a device is not known, or cannot be measured on.
         ExportError: the model does not take one image tensor, or cannot be exported.
     """
-    asked = {"latency_ms": latency_ms, "speedup": speedup, **(limits or {})}
+    times = {"latency_ms": latency_ms, "speedup": speedup}
+    asked = {name: value for name, value in times.items() if value is not None} | dict(limits or {})
     names = (on,) if isinstance(on, str) else tuple(on)
-    budget = _checked(asked, names)
+    _check(asked, names)
     chosen = make_method(method, options) if isinstance(method, str) else method
     if chosen.granularity != "channel":
         raise BudgetError(f"{chosen.name} keeps single weights, which makes no layer faster.")
@@ -84,12 +84,12 @@ def plan_for_time(
     return plan_in_time(
         Context(graph, as_source(images), losses, judge),
         chosen,
-        goals_from(budget),
+        goals_of(asked, names),
         start,
         devices=devices_for_times("on", names),
         options=ProfileOptions(threads=threads),
         export=export or _exporter(graph),
-        shares={"macs": budget.macs, "params": budget.params},
+        shares={"macs": asked.get("macs"), "params": asked.get("params")},
         normalize=normalize,
         min_channels=min_channels,
         round_to=None if round_to == "auto" else round_to,
@@ -157,29 +157,22 @@ def plan_in_time(
     return replace(found.plan, notes=(*notes_of(found), *held_back(graph.frozen)))
 
 
-def goals_from(budget: BudgetSection, part: float = 1.0) -> list[Goal]:
-    """What a budget asks of each of its devices, for a round that goes a part of the way."""
-    names = ("latency_ms", "speedup", *SIZES)
-    asked = {name: value for name in names if (value := getattr(budget, name)) is not None}
-    return goals_of(asked, budget.on, part)
-
-
-def _checked(asked: Mapping[str, float | None], on: Sequence[str]) -> BudgetSection:
-    """The budget, under the rules of a recipe."""
-    known = ("latency_ms", "speedup", "macs", "params", *SIZES)
-    strange = [name for name in asked if name not in known]
+def _check(asked: Mapping[str, float], on: Sequence[str]) -> None:
+    """The rules of a recipe, where values come from Python."""
+    known = ("macs", "params", *SIZES)
+    times = [name for name in ("latency_ms", "speedup") if name in asked]
+    strange = [name for name in asked if name not in (*times, *known)]
     if strange:
-        raise BudgetError(f"limits has {', '.join(strange)}; known: {', '.join(known[2:])}.")
-    if (asked["latency_ms"] is None) == (asked["speedup"] is None):
+        raise BudgetError(f"limits has {', '.join(strange)}; known: {', '.join(known)}.")
+    if len(times) != 1:
         raise BudgetError("Give one of latency_ms and speedup, for example speedup=2.0.")
-    try:
-        budget = BudgetSection.model_validate({**asked, "on": list(on)})
-    except ValidationError as err:
-        told = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in err.errors()]
-        raise BudgetError("; ".join(told)) from err
-    for key, problem in budget.misfits():
-        raise BudgetError(f"{'.'.join(map(str, key)) or 'budget'} {problem}.")
-    return budget
+    if len(set(on)) < len(on) or not on:
+        raise BudgetError(f"on should name devices, each once; found {', '.join(on) or 'none'}.")
+    for name, value in asked.items():
+        low, high = (1.0 if name == "speedup" else 0.0), (1.0 if name in known[:2] else math.inf)
+        if not low < value < high:
+            below = "" if high == math.inf else f" and less than {high:g}"
+            raise BudgetError(f"{name} is {value:g}; give more than {low:g}{below}.")
 
 
 def _exporter(graph: Graph) -> Export:

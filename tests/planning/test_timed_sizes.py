@@ -15,8 +15,8 @@ from test_timed_budget import Bed
 from prune2deploy.channels import Graph, cut, trace
 from prune2deploy.errors import BudgetError, DeviceError
 from prune2deploy.latency.staircase.memory import peak_activations
-from prune2deploy.pipeline.timed_budget import TimedPlan
-from prune2deploy.pipeline.timed_target import Goal
+from prune2deploy.planning.timed.budget import TimedPlan
+from prune2deploy.planning.timed.target import Goal
 
 BASE_MB = BASE_KB * 1024 / 1e6
 

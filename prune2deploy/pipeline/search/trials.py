@@ -25,7 +25,6 @@ from prune2deploy.methods.base import Counts
 from prune2deploy.models import recalibrate
 from prune2deploy.pipeline import folder as files
 from prune2deploy.pipeline.inputs import Inputs
-from prune2deploy.pipeline.planning import channel_scores, make_method
 from prune2deploy.pipeline.pruning import (
     NOWHERE,
     Checkpoints,
@@ -33,8 +32,9 @@ from prune2deploy.pipeline.pruning import (
     round_to_of,
     train_with_hooks,
 )
-from prune2deploy.pipeline.search_costs import Cost, open_cost
-from prune2deploy.pipeline.search_starts import starting_points
+from prune2deploy.pipeline.search.costs import Cost, open_cost
+from prune2deploy.pipeline.search.starts import starting_points
+from prune2deploy.planning.plan import channel_scores, make_method
 from prune2deploy.recipe import Recipe, SearchSection
 from prune2deploy.search import (
     FrontPoint,

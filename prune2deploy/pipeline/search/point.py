@@ -21,8 +21,6 @@ from prune2deploy.pipeline import folder as files
 from prune2deploy.pipeline.deploy import exporter
 from prune2deploy.pipeline.folder import RunFolder
 from prune2deploy.pipeline.inputs import Inputs
-from prune2deploy.pipeline.outcome import held_back, reached
-from prune2deploy.pipeline.planning import edits_weights, make_method, prepare
 from prune2deploy.pipeline.pruning import (
     Checkpoints,
     Pruned,
@@ -31,8 +29,10 @@ from prune2deploy.pipeline.pruning import (
     recalibrate,
     training_images,
 )
-from prune2deploy.pipeline.searching import Ranked, rank, search
-from prune2deploy.pipeline.timed_target import SIZES, Goal
+from prune2deploy.pipeline.search.trials import Ranked, rank, search
+from prune2deploy.planning.outcome import held_back, reached
+from prune2deploy.planning.plan import edits_weights, make_method, prepare
+from prune2deploy.planning.timed.target import SIZES, Goal
 from prune2deploy.recipe import Recipe
 from prune2deploy.search import FrontPoint, SearchRecord, best_within, knee, read_record
 

@@ -24,15 +24,14 @@ from prune2deploy.latency import ProfileOptions, profile, profile_layers
 from prune2deploy.latency.layer_names import read_graph
 from prune2deploy.latency.layers import times_of_nodes
 from prune2deploy.methods import Context, Method
-from prune2deploy.pipeline.block_planning import (
+from prune2deploy.planning.blocks import (
     Unit,
     checked_plan,
     cost_of,
     ranked_blocks,
     traced_without,
 )
-from prune2deploy.pipeline.deploy import Export
-from prune2deploy.pipeline.timed_target import LAYERS_TIME_S, SIZES, Attempt, Bench, Goal
+from prune2deploy.planning.timed.target import LAYERS_TIME_S, SIZES, Attempt, Bench, Export, Goal
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from torch import nn
+
 from prune2deploy.budget.latency import Counts, Parts
 from prune2deploy.channels import Graph
 from prune2deploy.devices import Devices, open_device
@@ -16,6 +18,9 @@ from prune2deploy.latency import Latency, ProfileOptions, ProfileResult, profile
 from prune2deploy.latency.staircase.measure import fill, open_table
 from prune2deploy.latency.staircase.memory import peak_activations
 from prune2deploy.latency.staircase.network import Predictor, read_network
+
+Export = Callable[[nn.Module, Path], object]
+"""Writes a model as the ONNX file that is measured."""
 
 CLOSE = 0.95
 """A time between this share of its budget and the budget has met it."""

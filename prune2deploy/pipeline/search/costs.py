@@ -17,7 +17,7 @@ from prune2deploy.latency import ProfileOptions, profile
 from prune2deploy.methods.base import Counts
 from prune2deploy.pipeline.deploy import exporter
 from prune2deploy.pipeline.inputs import Inputs
-from prune2deploy.pipeline.timed_target import Bench, Goal, Target, open_target
+from prune2deploy.planning.timed.target import Bench, Goal, Target, open_target
 from prune2deploy.recipe import Recipe
 from prune2deploy.search.front import CostName
 

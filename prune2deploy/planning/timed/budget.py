@@ -21,13 +21,13 @@ from prune2deploy.devices import Devices
 from prune2deploy.errors import BudgetError
 from prune2deploy.latency import ProfileOptions
 from prune2deploy.methods.base import Allocation
-from prune2deploy.pipeline.deploy import Export
-from prune2deploy.pipeline.planning import Allocate
-from prune2deploy.pipeline.timed_target import (
+from prune2deploy.planning.plan import Allocate
+from prune2deploy.planning.timed.target import (
     CLOSE,
     SIZES,
     Attempt,
     Bench,
+    Export,
     Goal,
     Target,
     open_target,

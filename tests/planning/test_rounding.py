@@ -13,8 +13,8 @@ from prune2deploy.devices import LocalSettings
 from prune2deploy.errors import DeviceError
 from prune2deploy.latency import ProfileOptions
 from prune2deploy.latency.staircase.measure import fill, open_table
-from prune2deploy.pipeline import rounding
-from prune2deploy.pipeline.rounding import ROUND_TO, rounding_for
+from prune2deploy.planning import rounding
+from prune2deploy.planning.rounding import ROUND_TO, rounding_for
 
 ONE = ProfileOptions(threads=1)
 

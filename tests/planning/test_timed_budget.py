@@ -15,9 +15,9 @@ from prune2deploy.channels import Graph, cut, trace
 from prune2deploy.errors import BudgetError
 from prune2deploy.latency import ProfileOptions
 from prune2deploy.methods import Context
-from prune2deploy.pipeline.planning import channel_scores, make_method
-from prune2deploy.pipeline.timed_budget import ROUNDS, TimedPlan, fit_into_time, notes_of
-from prune2deploy.pipeline.timed_target import CLOSE, Goal
+from prune2deploy.planning.plan import channel_scores, make_method
+from prune2deploy.planning.timed.budget import ROUNDS, TimedPlan, fit_into_time, notes_of
+from prune2deploy.planning.timed.target import CLOSE, Goal
 
 WIDTHS = (96, 128, 112, 96)
 STEP = 8

@@ -25,8 +25,8 @@ from prune2deploy.channels.groups import matches
 from prune2deploy.errors import BudgetError, MethodError, nearest_name_hint
 from prune2deploy.methods import METHODS, Context, Method, Normalisation
 from prune2deploy.methods.base import Allocation, Counts, Images, Judge, Losses
-from prune2deploy.pipeline.block_planning import plan_blocks
-from prune2deploy.pipeline.outcome import held_back, reached
+from prune2deploy.planning.blocks import plan_blocks
+from prune2deploy.planning.outcome import held_back, reached
 
 Share = float | Mapping[str, float]
 _TIMED = {"latency_ms", "speedup"}

@@ -10,7 +10,7 @@ from prune2deploy.budget import Widths, keep_under_cost
 from prune2deploy.budget.latency import keep_under_times
 from prune2deploy.budget.widths import Scores
 from prune2deploy.errors import BudgetError
-from prune2deploy.pipeline.search_costs import Cost
+from prune2deploy.pipeline.search.costs import Cost
 from prune2deploy.search import Space
 from prune2deploy.search.space import Counts
 

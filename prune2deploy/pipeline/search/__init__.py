@@ -1,0 +1,1 @@
+"""The stage `search`: trials, what they cost, and the network of one point of the front."""
