@@ -41,7 +41,7 @@ from prune2deploy.export import export_model_file
 from prune2deploy.latency import ProfileOptions, profile
 from prune2deploy.methods import Context
 from prune2deploy.planning.plan import channel_scores, make_method, plan
-from prune2deploy.planning.timed.budget import TimedPlan, fit_into_time
+from prune2deploy.planning.timed.budget import TimedPlan, fit_into_time, widths_worth_having
 from prune2deploy.planning.timed.target import Bench, Goal, open_target
 
 MODELS = (
@@ -125,8 +125,8 @@ def widths_of_table(subject: Subject) -> tuple[Plan, float]:
         export(subject.model, bench.original)
         target = open_target(graph, Goal("local", speedup=2.0), bench.original, bench)
     widths = [
-        Widths(group.name, allowed_counts(graph.width_steps(n, target.step), None))
-        for n, group in enumerate(graph.groups)
+        Widths(group.name, allowed_counts(some, None))
+        for group, some in zip(graph.groups, widths_worth_having(graph, target.step), strict=True)
     ]
     low, high, found = 0.0, 1.0, None
     for _ in range(_HALVINGS):

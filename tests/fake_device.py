@@ -23,7 +23,7 @@ _WEIGHTY = ("Conv", "Gemm", "MatMul")
 _BLOCKS = 12
 
 
-def node_times(path: Path, step: int) -> list[tuple[onnx.NodeProto, float]]:
+def node_times(path: Path, step: int, narrow: float = 1.0) -> list[tuple[onnx.NodeProto, float]]:
     """µs of each node: layers by widths rounded up to the step, others by their channels."""
     proto = onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=True)
     values = (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)
@@ -41,6 +41,7 @@ def node_times(path: Path, step: int) -> list[tuple[onnx.NodeProto, float]]:
             inside = image[1]
             area = math.prod(out[2:]) * math.prod(shapes[node.input[1]][2:])
             steps = math.ceil(inside / step) * math.ceil(channels / step)
+            steps *= narrow if inside <= step // 2 else 1.0
             us = 1.0 + 0.05 * area * steps
         found.append((node, us))
     return found
@@ -53,13 +54,15 @@ class FakeDevice:
     step: of its staircase. strain: how much slower than the sum of its layers a network is that
     has lost everything, as a share; it is what a prediction gets wrong. noise: of single samples.
     profiled: the whole networks that were timed, in order, as µs. memory: KB that a file takes
-    beyond BASE_KB; None: the device does not tell.
+    beyond BASE_KB; None: the device does not tell. narrow: share of the time that a layer takes
+    whose input is at most half a step.
     """
 
     name: str = "local"
     step: int = 16
     strain: float = 0.0
     noise: float = 0.002
+    narrow: float = 1.0
     memory: Callable[[Path], float] | None = None
     drift: Callable[[int], float] = lambda number: 1.0
     settings: LocalSettings = field(default_factory=LocalSettings)
@@ -77,7 +80,7 @@ class FakeDevice:
 
     def network_us(self, path: Path) -> float:
         """A whole network's true time; the first that is asked for is the original."""
-        total = sum(us for _, us in node_times(path, self.step))
+        total = sum(us for _, us in node_times(path, self.step, self.narrow))
         if self._whole is None:
             self._whole = total
         return (total + OUTSIDE_US) * (1 + self.strain * (1 - total / self._whole))
@@ -97,7 +100,7 @@ class FakeDevice:
         same = {"inputs": None, "outputs": None, "output_shapes": None}
         nodes = [
             {"name": node.name, "op": node.op_type, "index": n, "median": us, "q1": us, "q3": us}
-            for n, (node, us) in enumerate(node_times(path, self.step))
+            for n, (node, us) in enumerate(node_times(path, self.step, self.narrow))
         ]
         whole = {"median": self.network_us(path) if path.stem != "layers" else 1.0}
         return {

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from prune2deploy.latency.staircase.grid import COARSE, grid, refined, step_of, widths
+from prune2deploy.latency.staircase.grid import COARSE, NARROW, grid, refined, step_of, widths
 from prune2deploy.latency.staircase.specs import LayerSpec
 
 CONV = LayerSpec("conv", (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), (14, 14))
@@ -20,12 +20,13 @@ def test_widths_are_multiples_and_the_full_width(full: int, step: int) -> None:
     found = widths(full, step)
     assert found == sorted(set(found))
     assert found[-1] == full
-    assert all(width % step == 0 for width in found[:-1])
-    assert len(found) <= COARSE
+    assert all(width % step == 0 for width in found[:-1] if width > step)
+    narrow = [width for width in found[:-1] if width < step]
+    assert narrow == ([step // 2] if step >= 8 and step // 2 < full <= NARROW * step else [])
     possible = len(range(step, full, step)) + 1
-    assert len(found) == min(possible, COARSE)
+    assert len(found) == min(possible, COARSE) + len(narrow)
     if possible > 1:
-        assert found[0] == step
+        assert step in found
 
 
 def test_widths_are_evenly_spread() -> None:
@@ -36,13 +37,13 @@ def test_widths_are_evenly_spread() -> None:
 
 def test_a_grid_has_every_pair_of_widths() -> None:
     found = grid(CONV, (3, 24), 8)
-    assert found == [(3, 8), (3, 16), (3, 24)]
+    assert found == [(3, 4), (3, 8), (3, 16), (3, 24)]
     assert len(grid(CONV, (256, 512), 8)) == COARSE**2
     assert (256, 512) in grid(CONV, (256, 512), 8)
 
 
 def test_depthwise_goes_in_and_out_alike() -> None:
-    assert grid(DEPTHWISE, (24, 24), 8) == [(8, 8), (16, 16), (24, 24)]
+    assert grid(DEPTHWISE, (24, 24), 8) == [(4, 4), (8, 8), (16, 16), (24, 24)]
 
 
 def test_of_a_grouped_convolution_whole_groups_go() -> None:

@@ -16,7 +16,13 @@ from prune2deploy.errors import BudgetError
 from prune2deploy.latency import ProfileOptions
 from prune2deploy.methods import Context
 from prune2deploy.planning.plan import channel_scores, make_method
-from prune2deploy.planning.timed.budget import ROUNDS, TimedPlan, fit_into_time, notes_of
+from prune2deploy.planning.timed.budget import (
+    ROUNDS,
+    TimedPlan,
+    fit_into_time,
+    notes_of,
+    widths_worth_having,
+)
 from prune2deploy.planning.timed.target import CLOSE, Goal
 
 WIDTHS = (96, 128, 112, 96)
@@ -224,3 +230,22 @@ def test_what_gets_no_scores_stays_whole(bed: Any) -> None:
     found = here.fit(Goal("local", speedup=1.5))
     assert here.graph.counts(found.plan)[1] == here.graph.full[1]
     assert np.less(here.graph.counts(found.plan), here.graph.full).any()
+
+
+def test_half_a_step_is_chosen_where_the_device_is_faster_there(bed: Any, tmp_path: Path) -> None:
+    """Narrow inputs that are read in another way, as ONNX Runtime does on AVX-512."""
+    with pytest.raises(BudgetError, match="cannot be reached"):
+        bed(FakeDevice(step=32)).fit(Goal("local", speedup=5.0))
+    for table in (tmp_path / "cache").rglob("*.json"):
+        table.unlink()
+    here = bed(FakeDevice(step=32, narrow=0.1))
+    found = here.fit(Goal("local", speedup=5.0))
+    assert 16 in here.graph.counts(found.plan)
+    assert found.step == 32
+
+
+def test_round_to_leaves_no_half_steps(graph: Graph) -> None:
+    # Widths 96, 128, 112 and 96.
+    assert widths_worth_having(graph, 64)[0] == [96, 64, 32]
+    assert widths_worth_having(graph, 64, 48)[0] == [96, 48]
+    assert widths_worth_having(graph, 4)[0] == list(range(96, 0, -4))

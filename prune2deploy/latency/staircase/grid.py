@@ -12,6 +12,9 @@ from prune2deploy.latency.staircase.tiny import Point
 COARSE = 9
 """Widths per direction that a grid starts with."""
 
+NARROW = 8
+"""Layers of up to so many steps are measured at half a step as well."""
+
 JUMP = 0.08
 """A grid is refined where a time is further than this share from what its neighbours give."""
 
@@ -20,12 +23,22 @@ _GOOD = 0.03
 
 
 def widths(full: int, step: int, count: int = COARSE) -> list[int]:
-    """About `count` multiples of the step, evenly spread, and the full width."""
+    """About `count` multiples of the step, evenly spread, the full width, and half a step.
+
+    What is narrower than a step is often computed in another way, which may be faster.
+    """
     steps = list(range(step, full, step))
     if len(steps) > count - 1:
         picked = {round(i * (len(steps) - 1) / (count - 2)) for i in range(count - 1)}
         steps = [steps[i] for i in sorted(picked)]
-    return [*steps, full]
+    half = half_of(step)
+    narrow = [half] if half is not None and half < full <= NARROW * step else []
+    return [*narrow, *steps, full]
+
+
+def half_of(step: int) -> int | None:
+    """Half a step, where that is a width of its own."""
+    return step // 2 if step >= 8 else None
 
 
 def grid(spec: LayerSpec, full: Point, step: int) -> list[Point]:

@@ -35,6 +35,7 @@ from prune2deploy.pipeline.pruning import (
 from prune2deploy.pipeline.search.costs import Cost, open_cost
 from prune2deploy.pipeline.search.starts import starting_points
 from prune2deploy.planning.plan import channel_scores, make_method
+from prune2deploy.planning.timed.budget import widths_worth_having
 from prune2deploy.recipe import Recipe, SearchSection
 from prune2deploy.search import (
     FrontPoint,
@@ -298,10 +299,14 @@ def _original(study: Any) -> Tried:
 def _space(recipe: Recipe, ranked: Ranked, cost: Cost) -> Space:
     section, graph = recipe.prune, ranked.graph
     assert section.search is not None
-    step = cost.step if section.round_to == "auto" and cost.step else round_to_of(recipe)[0]
+    if section.round_to == "auto" and cost.step:
+        counts = widths_worth_having(graph, cost.step)
+    else:
+        step = round_to_of(recipe)[0]
+        counts = [graph.width_steps(n, step) for n in range(len(graph.groups))]
     allowed = [
-        allowed_counts(graph.width_steps(n, step), section.min_channels)[: 1 if s is None else None]
-        for n, s in enumerate(ranked.scores)
+        allowed_counts(some, section.min_channels)[: 1 if s is None else None]
+        for some, s in zip(counts, ranked.scores, strict=True)
     ]
     low, high = section.search.bounds(_budget(recipe, cost))
     return Space([group.name for group in graph.groups], allowed, cost.size, low, high)

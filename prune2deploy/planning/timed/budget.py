@@ -20,6 +20,7 @@ from prune2deploy.channels import Graph, Plan, cut
 from prune2deploy.devices import Devices
 from prune2deploy.errors import BudgetError
 from prune2deploy.latency import ProfileOptions
+from prune2deploy.latency.staircase.grid import half_of
 from prune2deploy.methods.base import Allocation
 from prune2deploy.planning.plan import Allocate
 from prune2deploy.planning.timed.target import (
@@ -104,13 +105,31 @@ def fit_into_time(
         targets = [open_target(graph, goal, current, bench) for goal in goals]
         step = round_to or max(target.step for target in targets)
         widths = [
-            Widths(group.name, allowed_counts(graph.width_steps(n, step), min_channels))
-            for n, group in enumerate(graph.groups)
+            Widths(group.name, allowed_counts(some, min_channels))
+            for group, some in zip(
+                graph.groups, widths_worth_having(graph, step, round_to), strict=True
+            )
         ]
         if any(goal.part < 1 for goal in goals):
-            _see_the_end(graph, scores, targets, step, min_channels)
+            _see_the_end(graph, scores, targets, step, round_to, min_channels)
         search = _Search(graph, scores, widths, targets, bench, export, limits, step, allocate)
         return search.run()
+
+
+def widths_worth_having(graph: Graph, step: int, round_to: int | None = None) -> list[list[int]]:
+    """Per group the counts to choose from, descending.
+
+    Multiples of a device's step, and half a step, which the device may compute in another way;
+    where it is not faster its measured time says so. round_to: multiples of it and nothing else.
+    """
+    half = half_of(step)
+    found = []
+    for number in range(len(graph.groups)):
+        counts = graph.width_steps(number, round_to or step)
+        if round_to is None and half is not None:
+            counts += [k for k in graph.width_steps(number, half) if k < counts[-1]]
+        found.append(counts)
+    return found
 
 
 def _see_the_end(
@@ -118,11 +137,12 @@ def _see_the_end(
     scores: Sequence[Scores | None],
     targets: Sequence[Target],
     step: int,
+    round_to: int | None,
     min_channels: int | None,
 ) -> None:
     """Tell before all the training between rounds that their last cannot be reached."""
     floor = min_channels or 1  # a round that is not the first may go below the first's floor
-    steps = [allowed_counts(graph.width_steps(n, step), floor) for n in range(len(graph.groups))]
+    steps = [allowed_counts(some, floor) for some in widths_worth_having(graph, step, round_to)]
     lowest = _lowest(scores, steps)
     ends = [replace(target, goal=replace(target.goal, part=1.0)) for target in targets]
     for end in ends:
