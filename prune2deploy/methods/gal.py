@@ -124,17 +124,19 @@ class Gal(Gated[GalOptions]):
         self._teacher = Teacher(graph.model, self.name)
         self.gate(graph, 1.0, lambda gates: gates.get_parameter("learned"))
         self._fista = Fista(self.numbers, self.settings.penalty)
-        self._judge, self._answers, self._lr = None, None, 0.0
+        self._answers, self._lr = None, 0.0
+        # Now, and not with the first answer: a training that goes on needs it to be there.
+        self._judge = discriminator(self._teacher.classes(graph.inputs))
+        self._optimizer = torch.optim.SGD(
+            self._judge.parameters(), lr=0.0, momentum=0.9, weight_decay=2e-4
+        )
 
     def whole_loss(self, loss: Tensor, images: Tensor, output: Any) -> Tensor:
         """How far the answers are from the teacher's, and how well they deceive."""
         assert self._teacher is not None, "attach comes first"
+        assert self._judge is not None
         teacher, student = self._teacher.answers(images, output)
-        if self._judge is None:
-            self._judge = discriminator(student.shape[1]).to(student.device)
-            self._optimizer = torch.optim.SGD(
-                self._judge.parameters(), lr=0.0, momentum=0.9, weight_decay=2e-4
-            )
+        self._judge.to(student.device)
         self._answers = (teacher, student.detach())
         total = self.settings.similarity * F.mse_loss(student, teacher)
         total = total + self._verdict(student, 1.0)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prune2deploy.channels.forward import Inputs, call_model
 from prune2deploy.errors import MethodError
 
 
@@ -23,6 +24,25 @@ class Teacher:
         self._model = copy.deepcopy(model).eval().requires_grad_(False)
         self._method = method
 
+    def classes(self, inputs: Inputs) -> int:
+        """How many numbers an answer has for each sample. inputs: an example.
+
+        Raises:
+            MethodError: the output is not one tensor.
+        """
+        with torch.no_grad():
+            answer = call_model(self._model, inputs)
+        self._check(answer)
+        return _rows(answer).shape[1]
+
+    def _check(self, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            raise MethodError(
+                f"{self._method} compares the answers of two networks and needs each as one "
+                f"tensor; the model's output is of type {type(output).__name__}. Choose another "
+                "method, for example network_slimming."
+            )
+
     def answers(self, images: Tensor, output: Any) -> tuple[Tensor, Tensor]:
         """The teacher's answer to these images and the student's, with the classes last.
 
@@ -36,12 +56,7 @@ class Teacher:
         Raises:
             MethodError: the output is not one tensor.
         """
-        if not isinstance(output, Tensor):
-            raise MethodError(
-                f"{self._method} compares the answers of two networks and needs each as one "
-                f"tensor; the model's output is of type {type(output).__name__}. Choose another "
-                "method, for example network_slimming."
-            )
+        self._check(output)
         self._model.to(images.device)
         with torch.no_grad():
             answer = self._model(images)
