@@ -43,6 +43,7 @@ from prune2deploy.pipeline.tracking import Tracker, check_tracking, tracking
 from prune2deploy.pipeline.work import WORK, onnx_files
 from prune2deploy.recipe import Recipe, dump_recipe
 from prune2deploy.report import GateResult, LatencyFailure, Metrics
+from prune2deploy.search import read_record as search_record
 
 log = logging.getLogger(__name__)
 
@@ -227,7 +228,26 @@ def _begin(
     job = Job(recipe, folder, inputs, devices)
     last = stages.index(until) if until else len(stages)
     forced = set(stages[stages.index(options.start) :]) if options.start else set()
-    return _Going(job, StageStore(folder, folder.others), options, stages[: last + 1], forced)
+    going = _Going(job, StageStore(folder, folder.others), options, stages[: last + 1], forced)
+    _check_point(going)
+    return going
+
+
+def _check_point(going: _Going) -> None:
+    """Refuse a point that a finished search does not have, before anything is made for it."""
+    job, search = going.job, going.job.recipe.prune.search
+    if search is None or search.point is None:
+        return
+    for stage in going.stages:
+        found = _found(going, stage, going.depends(stage)).record
+        if found is None:
+            break  # the search is yet to be done
+        job.records[stage] = found
+        if stage == "search":
+            path = Path(found.taken_from or job.folder.path) / files.SEARCH
+            search_record(path).point(search.point)
+            break
+    job.records.clear()
 
 
 def _found(going: _Going, stage: str, depends: dict[str, str]) -> Found:

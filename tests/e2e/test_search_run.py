@@ -109,3 +109,4 @@ def test_the_command_line_takes_a_run_for_its_recipe_and_refuses_wrong_points(
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 1
     assert "--point 99: the front of this search has the points 1 to" in done.stderr
+    assert not (runs / "wrong").exists()

@@ -123,8 +123,9 @@ def choose(
     }
     if not budget.asked():
         return knee(record.front, record.higher_is_better), "the knee of the front"
-    sizes = {name: most for name in SIZES if (most := getattr(budget, name)) is not None}
-    told = " and ".join(f"{unit}: {asked}" for unit, asked in (budget.asked() | sizes).items())
+    limits = {name: getattr(budget, name) for name in SIZES}
+    named = {**budget.asked(), **limits}
+    told = " and ".join(f"{unit}: {asked}" for unit, asked in named.items() if asked is not None)
 
     def holds(point: FrontPoint) -> bool:
         return all(getattr(point, key) <= limit for key, limit in most.items())
@@ -149,7 +150,8 @@ def _measured_within(
     section = recipe.prune
     assert section.search is not None
     device, budget = section.search.on, section.budget
-    limits = {name: most for name in SIZES if (most := getattr(budget, name)) is not None}
+    values = {name: getattr(budget, name) for name in SIZES}
+    limits = {name: value for name, value in values.items() if value is not None}
     goal = Goal(device, budget.latency_ms, budget.speedup, limits=limits)
     export, devices = exporter(recipe, inputs), load_devices()
     options = ProfileOptions(threads=recipe.profile.threads, seed=recipe.seed)
