@@ -176,12 +176,15 @@ def _measured_within(
             faster, now = result.speedups[0], result.latencies[1]
             measured = f"{now.median_ms:.4g} ms, {faster.ratio:.3g} times faster"
             sizes = goal.sizes(result)
-            used = max([goal.used(result), *(size.share for size in sizes.values())])
+            used, larger = goal.used(result), max([size.share for size in sizes.values()] or [0.0])
             measured += "".join(f", {SIZES[name]} {size}" for name, size in sizes.items())
-            if used <= 1:
+            if max(used, larger) <= 1:
                 return point, f"the best that was measured within {told} on {device} ({measured})"
             tried.append(f"point {point.number}: {measured}")
-            factor = max(factor, used * allowed / point.cost)
+            if used > 1:
+                factor = max(factor, used * allowed / point.cost)
+            most = point.params / max(larger, 1.0)
+            left = [one for one in left if one is not point and one.params <= most]
     raise BudgetError(
         f"No point of the front was measured within {told} on {device}; "
         f"{'; '.join(tried) or 'none is expected to be'}. Allow more time, or let the search look "
