@@ -25,6 +25,7 @@ from prune2deploy.recipe import Recipe
 from prune2deploy.report import (
     EngineFigures,
     FileRecord,
+    FrontFigures,
     FrozenChannels,
     GateResult,
     GroupChoice,
@@ -34,8 +35,10 @@ from prune2deploy.report import (
     NetworkFigures,
     PrecisionFigures,
     Pruning,
+    SearchFigures,
     Stage,
 )
+from prune2deploy.search import SearchRecord
 
 
 def gather_metrics(
@@ -45,6 +48,7 @@ def gather_metrics(
     pruned: Pruned,
     frozen: list[FrozenChannels],
     unknown_ops: dict[str, int],
+    search: SearchFigures | None,
     before: NetworkFigures,
     after: NetworkFigures,
     precisions: list[PrecisionFigures],
@@ -94,6 +98,7 @@ def gather_metrics(
         engines=engines,
         gated_precision=gated,
         pruning=_pruning(recipe, pruned, frozen, unknown_ops, before, after),
+        search=search,
         latency=latency,
         latency_failures=[
             LatencyFailure(device=one.device, message=one.message) for one in campaign.failures
@@ -101,6 +106,32 @@ def gather_metrics(
         gates=gates,
         seconds=seconds,
         files=_files(folder, [result.device for result in campaign.results]),
+    )
+
+
+def search_figures(record: SearchRecord, point: int, reason: str) -> SearchFigures:
+    """What metrics.json has of a search. point, reason: the network that was finished."""
+    return SearchFigures(
+        metric=record.metric,
+        judged_on=record.judged_on,
+        images=record.images,
+        cost=record.cost.name,
+        unit=record.cost.unit,
+        device=record.cost.device,
+        measured=record.cost.measured,
+        tried=len(record.tried),
+        front=[
+            FrontFigures(
+                point=one.number,
+                accuracy=one.accuracy,
+                cost=one.cost,
+                macs=one.macs,
+                params=one.params,
+            )
+            for one in record.front
+        ],
+        point=point,
+        reason=reason,
     )
 
 

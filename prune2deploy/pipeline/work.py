@@ -27,7 +27,7 @@ from prune2deploy.pipeline.inputs import EVALUATION_BATCH, train_settings
 from prune2deploy.pipeline.job import Done, Job
 from prune2deploy.pipeline.precisions import lower_precisions
 from prune2deploy.pipeline.pruning import prune
-from prune2deploy.pipeline.record import gather_metrics
+from prune2deploy.pipeline.record import gather_metrics, search_figures
 from prune2deploy.pipeline.search.point import prune_to_point, search_front
 from prune2deploy.pipeline.weights import prune_weights
 from prune2deploy.recipe import TrainSection
@@ -75,8 +75,9 @@ def search_stage(job: Job) -> Done:
 def prune_stage(job: Job) -> Done:
     """Prune, and judge what is left."""
     recipe = job.recipe
+    point = None
     if recipe.prune.search is not None:
-        pruned = prune_to_point(recipe, job.inputs, job.original(), job.folder)
+        pruned, point = prune_to_point(recipe, job.inputs, job.original(), job.folder)
     elif METHODS[recipe.prune.method].granularity == "weight":
         pruned = prune_weights(recipe, job.inputs, job.original(), job.checkpoints)
     else:
@@ -101,6 +102,7 @@ def prune_stage(job: Job) -> Done:
                 for f in ([] if graph is None else graph.frozen)
             ],
             "unknown_ops": {} if graph is None else dict(graph.unknown_ops),
+            "point": point,
         },
     )
 
@@ -206,12 +208,14 @@ def report(job: Job) -> Done:
     campaign = measured(job)
     prune_result, exported = job.result("prune"), job.result("export")
     found = job.records.get("precisions")
+    searched = read_record(job.folder.file(files.SEARCH)) if prune_result["point"] else None
     metrics = gather_metrics(
         recipe=job.recipe,
         inputs=job.inputs,
         pruned=job.pruned(files.WEIGHTS),
         frozen=[FrozenChannels(**one) for one in prune_result["frozen"]],
         unknown_ops=prune_result["unknown_ops"],
+        search=None if searched is None else search_figures(searched, *prune_result["point"]),
         before=NetworkFigures.model_validate(exported["original"]),
         after=NetworkFigures.model_validate(exported["pruned"]),
         precisions=[
@@ -227,10 +231,8 @@ def report(job: Job) -> Done:
         seconds={name: record.seconds for name, record in job.records.items()},
         folder=job.folder.path,
     )
-    searched = job.recipe.prune.search is not None
-    record = read_record(job.folder.file(files.SEARCH)) if searched else None
     job.folder.write(files.METRICS, metrics.model_dump_json(indent=2) + "\n")
-    job.folder.write(files.SUMMARY, summary_markdown(metrics, record))
+    job.folder.write(files.SUMMARY, summary_markdown(metrics, searched))
     _log_gates(metrics)
     dist = write_dist(job, metrics, onnx_files(job))
     made = [path.relative_to(job.folder.path).as_posix() for path in dist.rglob("*")]

@@ -5,6 +5,7 @@ from prune2deploy.report.groups import groups_table
 from prune2deploy.report.metrics import (
     EngineFigures,
     FileRecord,
+    FrontFigures,
     FrozenChannels,
     GateResult,
     GroupChoice,
@@ -15,6 +16,7 @@ from prune2deploy.report.metrics import (
     ParityFigures,
     PrecisionFigures,
     Pruning,
+    SearchFigures,
     Stage,
 )
 from prune2deploy.report.pareto import write_front
@@ -26,6 +28,7 @@ __all__ = [
     "CheckReport",
     "EngineFigures",
     "FileRecord",
+    "FrontFigures",
     "FrozenChannels",
     "GateResult",
     "GroupChoice",
@@ -36,6 +39,7 @@ __all__ = [
     "ParityFigures",
     "PrecisionFigures",
     "Pruning",
+    "SearchFigures",
     "Stage",
     "check_table",
     "groups_table",

@@ -153,6 +153,32 @@ class Pruning(_Record):
     notes: list[str] = Field(description="What the planner had to say.")
 
 
+class SearchFigures(_Record):
+    """A search for the widths, and which network of its front was finished."""
+
+    metric: str = Field(description="What the networks were judged by, before any training.")
+    judged_on: str = Field(description="Split that they were judged on: val or train.")
+    images: int = Field(description="How many images of it.")
+    cost: str = Field(description="The other objective: macs, params or latency.")
+    unit: str = Field(description="Its unit.")
+    device: str | None = Field(description="Whose latency it is; null: it is none.")
+    measured: bool = Field(description="Whether every network was timed, or its time predicted.")
+    tried: int = Field(description="Networks that were tried.")
+    front: list[FrontFigures] = Field(description="Those that no other beats in both.")
+    point: int = Field(description="Number of the one that was finished.")
+    reason: str = Field(description="Why it was that one.")
+
+
+class FrontFigures(_Record):
+    """One network of the front."""
+
+    point: int = Field(description="Its number, which --point takes.")
+    accuracy: float = Field(description="The metric before any training.")
+    cost: float = Field(description="In the search's unit.")
+    macs: int = Field(description="Multiply-accumulates.")
+    params: int = Field(description="Parameters.")
+
+
 class GateResult(_Record):
     """One gate of the recipe."""
 
@@ -210,6 +236,9 @@ class Metrics(_Record):
         default="fp32", description="Which of the pruned network's files the gates look at."
     )
     pruning: Pruning = Field(description="What was cut.")
+    search: SearchFigures | None = Field(
+        default=None, description="The search for the widths; null: there was none."
+    )
     latency: list[dict[str, Any]] = Field(
         description="Per device: conditions, latencies with 95 % intervals in ms, paired "
         "speed-ups with 95 % intervals, and the reasons why they are tainted, if any. Every sample "

@@ -57,6 +57,11 @@ def test_the_front_is_kept_drawn_and_listed(result: RunResult, record: SearchRec
     for point in record.front:
         assert f"| {point.number} | {point.accuracy:.2f} |" in summary
     assert "the knee of the front" in summary
+    search = result.metrics.search
+    assert search is not None
+    assert (search.cost, search.tried, search.reason) == ("macs", 14, "the knee of the front")
+    taken = next(one for one in search.front if one.point == search.point)
+    assert taken.macs == result.metrics.after.macs
     assert record.judged_on == "val"
 
 

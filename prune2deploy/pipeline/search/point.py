@@ -65,8 +65,13 @@ def search_front(
     return record, names
 
 
-def prune_to_point(recipe: Recipe, inputs: Inputs, model: nn.Module, folder: RunFolder) -> Pruned:
+def prune_to_point(
+    recipe: Recipe, inputs: Inputs, model: nn.Module, folder: RunFolder
+) -> tuple[Pruned, tuple[int, str]]:
     """Cut the network of a point of the front: of the one asked for, or the best in the budget.
+
+    Returns:
+        What came of it; the number of the point, and why it was that one.
 
     Raises:
         SearchError: there is no such point, or none holds the budget.
@@ -101,7 +106,7 @@ def prune_to_point(recipe: Recipe, inputs: Inputs, model: nn.Module, folder: Run
     small = checked_cut(graph, step)
     if section.recalibrate:
         recalibrate(recipe, inputs, small)
-    return Pruned(small, step, start)
+    return Pruned(small, step, start), (point.number, reason)
 
 
 def choose(
