@@ -34,7 +34,7 @@ BESIDE: dict[str, set[str]] = {"recipe": {"methods"}, "doctor": {"probe"}, "prob
 # These rooms of the line use one beside it as well: what the probe is and the names it has.
 ALSO: dict[str, set[str]] = {"devices": {"probe"}}
 # Everybody may use these.
-SHARED = {"errors", "progress", "yaml_text", "__version__"}
+SHARED = {"errors", "printable", "progress", "yaml_text", "__version__"}
 # Runs alone on a device that has no prune2deploy.
 ALONE = "probe"
 

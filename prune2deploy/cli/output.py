@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from prune2deploy.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -14,11 +16,29 @@ if TYPE_CHECKING:
 _PIPE_WIDTH = 240
 
 
+def safe_console(**options: Any) -> Console:
+    """Return a rich console that passes no control characters on but its own.
+
+    Names of layers, devices and classes come from files and boards of others.
+    """
+    from rich.console import Console, ConsoleOptions
+    from rich.segment import Segment
+
+    class SafeConsole(Console):
+        def render(
+            self, renderable: RenderableType, options: ConsoleOptions | None = None
+        ) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                yield (
+                    segment if segment.control else Segment(printable(segment.text), segment.style)
+                )
+
+    return SafeConsole(**options)
+
+
 def console() -> Console:
     """Return a console on standard output."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+    return safe_console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
 
 
 def show(*results: RenderableType) -> None:

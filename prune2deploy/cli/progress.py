@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from prune2deploy import progress
+from prune2deploy.cli.output import safe_console
+from prune2deploy.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, Group, RenderableType
@@ -36,9 +38,7 @@ class Display(progress.Listener, Protocol):
 def display() -> Iterator[Display]:
     """Choose how to show work on standard error."""
     if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
-        from rich.console import Console
-
-        shown = Bars(Console(stderr=True))
+        shown = Bars(safe_console(stderr=True))
         try:
             yield shown
         finally:
@@ -136,7 +136,7 @@ class Lines:
     def say(self, text: str) -> None:
         """Write a line."""
         # One write, so that lines of several threads stay apart.
-        self._stream.write(text + "\n")
+        self._stream.write(printable(text) + "\n")
         self._stream.flush()
 
     def pinned(self, picture: Callable[[], RenderableType]) -> AbstractContextManager[bool]:

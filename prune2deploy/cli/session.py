@@ -15,6 +15,7 @@ import typer
 from prune2deploy import progress
 from prune2deploy.cli.progress import Display, display
 from prune2deploy.errors import Prune2DeployError
+from prune2deploy.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -73,7 +74,7 @@ def session() -> Iterator[Session]:
 
 def tell_error(message: str) -> None:
     """Print an error where more is to be said than one exception can."""
-    typer.echo(f"error: {message}", err=True)
+    typer.echo(printable(f"error: {message}"), err=True)
 
 
 def _fail(message: str) -> typer.Exit:

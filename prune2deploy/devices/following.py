@@ -10,6 +10,7 @@ from typing import Any
 
 from prune2deploy.devices.base import Answer, Job, Report
 from prune2deploy.errors import DeviceError
+from prune2deploy.printable import printable, printable_json
 
 _SIGNAL_ADVICE = {
     "SIGILL": "The runtime uses instructions that this processor lacks: install a build for it.",
@@ -19,6 +20,12 @@ _SIGNAL_ADVICE = {
     "SIGALRM": "It took longer than its time limit: raise time_limit_s, or ask for less.",
 }
 _LOG_LINES = 12
+_LOG_CHARACTERS = 500
+
+MAX_ANSWER = 256 << 20
+"""Bytes of an answer; that of a measurement with every sample has a few million."""
+MAX_LINE = 1 << 16
+"""Characters of a line of progress; of a longer one the rest counts as the next."""
 
 
 def job_line(job: Job, time_limit_s: float) -> str:
@@ -41,13 +48,21 @@ class Follower:
         if progress is not None:
             self._report(progress)
         elif text.strip():
-            self._log.append(text.rstrip())
+            self._log.append(printable(text.rstrip())[:_LOG_CHARACTERS])
 
     def last_words(self) -> str:
         """What it said last, in a sentence."""
         if not self._log:
             return "It said nothing else."
         return "Its last words:\n  " + "\n  ".join(self._log)
+
+    def too_large(self) -> DeviceError:
+        """The error of an answer that does not end."""
+        return DeviceError(
+            f"Device '{self._device}': the answer is larger than {MAX_ANSWER >> 20} MiB, which is "
+            "none of our probe's, and was given up. Look at what runs there: prune2deploy devices "
+            f"shell-test {self._device}. {self.last_words()}"
+        )
 
     def too_long(self, time_limit_s: float) -> DeviceError:
         """The error of a probe that did not end in time."""
@@ -60,8 +75,8 @@ class Follower:
 
 def _progress(line: str) -> dict[str, Any] | None:
     try:
-        value = json.loads(line)
-    except ValueError:
+        value = json.loads(printable_json(line))
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and "stage" in value else None
 
@@ -78,7 +93,7 @@ def read_answer(device: str, text: str, code: int, follower: Follower) -> Answer
             f"{follower.last_words()}"
         )
     try:
-        answer: Answer = json.loads(text)
+        answer: Answer = json.loads(printable_json(text))
         status = answer["status"]
     except (ValueError, KeyError, TypeError, RecursionError) as err:
         raise DeviceError(

@@ -18,11 +18,19 @@ from typing_extensions import Self
 
 from prune2deploy.devices.base import Answer, Job, Report
 from prune2deploy.devices.bundle import probe_bytes
-from prune2deploy.devices.following import Follower, job_line, read_answer
+from prune2deploy.devices.following import (
+    MAX_ANSWER,
+    MAX_LINE,
+    Follower,
+    job_line,
+    read_answer,
+)
 from prune2deploy.devices.settings import LocalSettings
 from prune2deploy.errors import DeviceError
 
 _GRACE_S = 2.0
+_LOOK_S = 0.5  # between two looks at the size of the answer
+_WAITING_LINES = 1000
 
 
 class LocalDevice:
@@ -71,23 +79,28 @@ class LocalDevice:
                     "Give the path of a Python 3.8 or newer that has the runtime."
                 ) from err
             follower = Follower(self.name, report)
-            _follow(process, job_line(job, time_limit_s), time_limit_s, follower)
+            _follow(process, job_line(job, time_limit_s), time_limit_s, follower, answer)
             answer.seek(0)
             return read_answer(self.name, answer.read(), process.returncode, follower)
 
 
 def _follow(
-    process: subprocess.Popen[str], job: str, time_limit_s: float, follower: Follower
+    process: subprocess.Popen[str],
+    job: str,
+    time_limit_s: float,
+    follower: Follower,
+    answer: IO[str],
 ) -> None:
     """Give a started probe its job and stay with it to its end, which is certain on return.
 
     Raises:
-        DeviceError: it did not end within the limit.
+        DeviceError: it did not end within the limit, or its answer does not.
     """
     assert process.stdin is not None
     assert process.stderr is not None
-    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    pump = threading.Thread(target=_pump, args=(process.stderr, lines), daemon=True)
+    lines: queue.Queue[str | None] = queue.Queue(_WAITING_LINES)
+    done = threading.Event()
+    pump = threading.Thread(target=_pump, args=(process.stderr, lines, done), daemon=True)
     pump.start()
     end = time.monotonic() + time_limit_s
     try:
@@ -97,30 +110,48 @@ def _follow(
             process.stdin.write(job)
             process.stdin.flush()
         while (line := _next_line(lines, end)) is not None:
+            if os.fstat(answer.fileno()).st_size > MAX_ANSWER:
+                raise follower.too_large()
             follower.line(line)
+        if os.fstat(answer.fileno()).st_size > MAX_ANSWER:
+            raise follower.too_large()
         process.wait(max(0.0, end - time.monotonic()))
     except (TimeoutError, subprocess.TimeoutExpired) as err:
         raise follower.too_long(time_limit_s) from err
     finally:
         _end(process)
+        done.set()
         pump.join()
         process.stderr.close()
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
 
 
-def _pump(stream: IO[str], lines: queue.SimpleQueue[str | None]) -> None:
-    for line in stream:
-        lines.put(line)
-    lines.put(None)
+def _pump(stream: IO[str], lines: queue.Queue[str | None], done: threading.Event) -> None:
+    """Pass lines on until the stream ends, or nobody listens any more."""
+    while not done.is_set():
+        line = stream.readline(MAX_LINE) or None
+        while not done.is_set():
+            with contextlib.suppress(queue.Full):
+                lines.put(line, timeout=_LOOK_S)
+                break
+        if line is None:
+            break
 
 
-def _next_line(lines: queue.SimpleQueue[str | None], end: float) -> str | None:
-    """Return the next line, None at the end of the stream; raises TimeoutError."""
+def _next_line(lines: queue.Queue[str | None], end: float) -> str | None:
+    """Return the next line, an empty one now and then, and None at the end of the stream.
+
+    Raises:
+        TimeoutError: at `end`.
+    """
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
     try:
-        return lines.get(timeout=max(0.0, end - time.monotonic()))
+        return lines.get(timeout=min(left, _LOOK_S))
     except queue.Empty:
-        raise TimeoutError from None
+        return ""
 
 
 def _end(process: subprocess.Popen[str]) -> None:

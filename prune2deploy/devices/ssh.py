@@ -16,7 +16,13 @@ from typing_extensions import Self
 
 from prune2deploy.devices.base import Answer, Job, Report
 from prune2deploy.devices.bundle import probe_bytes
-from prune2deploy.devices.following import Follower, job_line, read_answer
+from prune2deploy.devices.following import (
+    MAX_ANSWER,
+    MAX_LINE,
+    Follower,
+    job_line,
+    read_answer,
+)
 from prune2deploy.devices.settings import SshSettings
 from prune2deploy.devices.ssh_connection import connect, connection_lost
 from prune2deploy.devices.ssh_files import RemoteFiles
@@ -161,15 +167,31 @@ async def _talk(process: asyncssh.SSHClientProcess[str], job: str, follower: Fol
     """Hand over the job and read to the end; returns what came on standard output."""
 
     async def errors() -> None:
-        async for line in process.stderr:
-            follower.line(line)
+        line = ""
+        while text := await process.stderr.read(MAX_LINE):
+            *whole, line = (line + text).split("\n")
+            for one in whole:
+                follower.line(one)
+            if len(line) > MAX_LINE:
+                follower.line(line)
+                line = ""
+        follower.line(line)
+
+    async def answer() -> str:
+        parts, size = [], 0
+        while text := await process.stdout.read(MAX_LINE):
+            parts.append(text)
+            size += len(text)
+            if size > MAX_ANSWER:
+                raise follower.too_large()
+        return "".join(parts)
 
     # Standard input stays open: its end tells the probe that nobody waits any more.
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(job)
-    text, _ = await asyncio.gather(process.stdout.read(), errors())
+    text, _ = await asyncio.gather(answer(), errors())
     await process.wait_closed()
-    return str(text)
+    return text
 
 
 async def _end(process: asyncssh.SSHClientProcess[str]) -> None:

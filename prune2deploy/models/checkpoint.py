@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ _NESTS = (
 _CODE_WANTED = re.compile(r"GLOBAL (\S+)|Trying to call|Can only (build|create)", re.IGNORECASE)
 _TRACKER = "num_batches_tracked"
 _SHOWN = 8
+_MOST_INFLATED = 4
+_ALWAYS_FINE = 64 << 20  # bytes
 
 
 def load_state_dict_file(path: Path) -> dict[str, Tensor]:
@@ -89,7 +92,26 @@ def _check_file(path: Path) -> None:
         )
 
 
+def _refuse_bombs(path: Path) -> None:
+    """Refuse an archive that says it is far larger inside: torch writes them uncompressed."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return  # what is damaged is told by who reads it
+    outside = path.stat().st_size
+    if inside > _MOST_INFLATED * outside + _ALWAYS_FINE:
+        raise ModelError(
+            f"{path} was refused: its {outside:,} bytes say that they become {inside:,}, and "
+            "PyTorch writes archives without compression. Download it again from who made it, or "
+            "write it with torch.save."
+        )
+
+
 def _load_pickled(path: Path) -> Any:
+    _refuse_bombs(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # A damaged file can end, and fail, anywhere in the unpickler.

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+import prune2deploy
 from prune2deploy.cli import app
 
 RECIPE = """\
@@ -49,6 +50,8 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def put(name: str, **contents: Any) -> None:
         module = types.ModuleType(name)
         vars(module).update(contents)
+        # What a command takes from a file of the room is the real one.
+        module.__path__ = [str(Path(prune2deploy.__file__).parent / name)]
         monkeypatch.setitem(sys.modules, f"prune2deploy.{name}", module)
 
     return put

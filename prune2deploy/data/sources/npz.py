@@ -10,6 +10,7 @@ channel. y: class numbers from 0, shape (n,) or (n, 1).
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,24 @@ def _existing_file(path: Path | None) -> Path:
     return path
 
 
+def _refuse_bombs(path: Path) -> None:
+    """Refuse arrays that the machine has no memory for, before one is read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return  # what is damaged is told by who reads it
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if inside > memory:
+        raise DataError(
+            f"{path} holds arrays of {inside / 1e9:,.1f} GB, and this machine has "
+            f"{memory / 1e9:,.1f} GB of memory. Take fewer or smaller images, or use a folder of "
+            "images (source: imagefolder), which are read one by one."
+        )
+
+
 def _read(path: Path) -> dict[str, Any]:
+    _refuse_bombs(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
