@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -12,10 +13,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from prune2deploy.errors import Prune2DeployError
 from prune2deploy.pipeline import RunOptions, run_recipe, run_until
 from prune2deploy.recipe import parse_recipe
 
@@ -188,6 +191,38 @@ def test_a_damaged_file_is_made_again(whole: Path, tmp_path: Path, one_thread: N
     assert "finetune: run, because its file pruned.safetensors is not as it was" in output
     assert "pretrain: kept" in output
     assert hashes(folder) == hashes(whole)
+
+
+@pytest.mark.slow
+def test_a_full_disk_costs_what_could_not_be_written(
+    whole: Path, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for each kind of file: a training's state, weights, a plan, a record, ONNX, figures."""
+    left = ["prune train.state", "plan.json", "prune.json", "cut.safetensors", "pruned.onnx"]
+    left += ["pruned.int8.onnx", "local.json", "metrics.json"]
+    replace = os.replace
+
+    def full(source: Any, target: Any, **options: Any) -> None:
+        if Path(target).name in left:
+            left.remove(Path(target).name)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(target))
+        replace(source, target, **options)
+
+    monkeypatch.setattr(os, "replace", full)
+    recipe = parse_recipe(RECIPE, tmp_path / "small.yaml")
+    failures: list[str] = []
+    while len(failures) < 12:
+        try:
+            run_recipe(recipe, tmp_path / "run", RunOptions(checkpoint_s=0.05))
+            break
+        except (OSError, Prune2DeployError) as err:
+            failures.append(str(err))
+    assert left == []
+    assert len(failures) == 8
+    assert all("No space left on device" in failure for failure in failures)
+    assert hashes(tmp_path / "run") == hashes(whole)
+    assert figures(tmp_path / "run") == figures(whole)
+    assert not [path for end in ("tmp", "part") for path in tmp_path.rglob(f"*.{end}")]
 
 
 def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
