@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -24,10 +25,10 @@ def percent_change(old: float, new: float) -> str:
 
 
 def milliseconds(value: float | None, interval: Sequence[float] | None) -> str:
-    """'1.234 ms [1.230, 1.240]'; says so where there is no value or no interval."""
+    """'1.234 ms [1.230, 1.240]': four figures; says so where there is no value or no interval."""
     if value is None:
         return "too few samples"
-    digits = 3 if value < 10 else 2 if value < 100 else 1
+    digits = min(max(3 - math.floor(math.log10(value)), 1), 6) if value > 0 else 3
     if interval is None:
         return f"{value:.{digits}f} ms [no interval]"
     return f"{value:.{digits}f} ms [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"

@@ -26,4 +26,7 @@ def test_change_is_relative_to_before():
 def test_a_latency_without_interval_says_so():
     assert milliseconds(1.23456, (1.2, 1.3)) == "1.235 ms [1.200, 1.300]"
     assert milliseconds(123.456, None) == "123.5 ms [no interval]"
+    assert milliseconds(12345.6, None) == "12345.6 ms [no interval]"
+    assert milliseconds(0.0789, (0.0788, 0.07904)) == "0.07890 ms [0.07880, 0.07904]"
+    assert milliseconds(0.0, None) == "0.000 ms [no interval]"
     assert milliseconds(None, None) == "too few samples"
