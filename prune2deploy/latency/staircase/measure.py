@@ -98,13 +98,15 @@ def fill(
 
 def _look_for_steps(table: Table, device: Device, options: ProfileOptions) -> None:
     steps = []
-    for spec in _SCANS:
-        outward = [(_OTHER, width) for width in _SCANNED]
-        inward = [(width, _OTHER) for width in _SCANNED]
-        _measure(table, device, options, spec, table.missing(spec, [*outward, *inward]))
-        times = table.times[spec.key]
-        steps.append(step_of({b: times[a, b] for a, b in outward}))
-        steps.append(step_of({a: times[a, b] for a, b in inward}))
+    with progress.task(f"Looking for steps on {device.name}", len(_SCANS)) as shown:
+        for spec in _SCANS:
+            outward = [(_OTHER, width) for width in _SCANNED]
+            inward = [(width, _OTHER) for width in _SCANNED]
+            _measure(table, device, options, spec, table.missing(spec, [*outward, *inward]))
+            times = table.times[spec.key]
+            steps.append(step_of({b: times[a, b] for a, b in outward}))
+            steps.append(step_of({a: times[a, b] for a, b in inward}))
+            shown.advance(1, spec.key)
     # A width must be on the good side of every step.
     table.step = max(steps)
     log.info("%s: widths are worth having every %d channels (%s)", device.name, table.step, steps)
