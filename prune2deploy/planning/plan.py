@@ -82,12 +82,7 @@ def plan(
         )
     kind, share = _checked_budget(budget)
     check_widths(round_to, min_channels)
-    if not graph.groups:
-        raise BudgetError(
-            "The model has no channels that can be removed: everything is frozen. "
-            + " ".join(held_back(graph.frozen))
-            + " 'prune2deploy inspect' shows all."
-        )
+    require_groups(graph)
     context = Context(graph, as_source(images), losses, judge)
     if chosen.removes_blocks:
         return plan_blocks(context, chosen, kind, share, original or graph)
@@ -115,6 +110,16 @@ def plan(
     if unjudged:
         notes.append(f"{chosen.name} cannot judge and so kept whole: {', '.join(unjudged)}.")
     return graph.plan(decision.kept, notes)
+
+
+def require_groups(graph: Graph) -> None:
+    """Raise BudgetError where nothing can be cut."""
+    if not graph.groups:
+        raise BudgetError(
+            "The model has no channels that can be removed: everything is frozen. "
+            + " ".join(held_back(graph.frozen))
+            + " 'prune2deploy inspect' shows all."
+        )
 
 
 def edits_weights(method: Method[Any]) -> bool:

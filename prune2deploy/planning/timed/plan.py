@@ -20,7 +20,13 @@ from prune2deploy.methods import Context, Method
 from prune2deploy.methods.base import Images, Judge, Losses
 from prune2deploy.planning.blocks import Unit, cost_of
 from prune2deploy.planning.outcome import held_back
-from prune2deploy.planning.plan import as_source, channel_scores, check_widths, make_method
+from prune2deploy.planning.plan import (
+    as_source,
+    channel_scores,
+    check_widths,
+    make_method,
+    require_groups,
+)
 from prune2deploy.planning.timed.blocks import plan_blocks_for_time
 from prune2deploy.planning.timed.budget import Limit, fit_into_time, notes_of
 from prune2deploy.planning.timed.devices import devices_for_times
@@ -121,6 +127,7 @@ def plan_in_time(
         DeviceError: a device cannot be measured on.
     """
     graph, part = context.graph, goals[0].part
+    require_groups(graph)
     most = {
         unit: share**part * cost_of(start, unit)
         for unit, share in shares.items()
@@ -141,19 +148,22 @@ def plan_in_time(
     limits: list[Limit] = [(costs[unit], limit) for unit, limit in most.items()]
     scores = channel_scores(context, method, normalize)
     allocate = partial(method.allocate, context, scores)
-    found = fit_into_time(
-        graph,
-        scores,
-        goals,
-        devices=devices,
-        options=options,
-        export=export,
-        min_channels=min_channels,
-        round_to=round_to,
-        limits=limits,
-        original=start.model,
-        allocate=None if type(method).allocate is Method.allocate else allocate,
-    )
+    try:
+        found = fit_into_time(
+            graph,
+            scores,
+            goals,
+            devices=devices,
+            options=options,
+            export=export,
+            min_channels=min_channels,
+            round_to=round_to,
+            limits=limits,
+            original=start.model,
+            allocate=None if type(method).allocate is Method.allocate else allocate,
+        )
+    except BudgetError as err:
+        raise BudgetError(" ".join([str(err), *held_back(graph.frozen)])) from err
     return replace(found.plan, notes=(*notes_of(found), *held_back(graph.frozen)))
 
 
