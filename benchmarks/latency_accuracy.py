@@ -29,7 +29,7 @@ from prune2deploy.methods import Context
 from prune2deploy.pipeline.deploy import exporter
 from prune2deploy.pipeline.inputs import EVALUATION_BATCH, Inputs, open_inputs, train_settings
 from prune2deploy.pipeline.pruning import Pruned, prune, recalibrate
-from prune2deploy.planning.plan import channel_scores, make_method
+from prune2deploy.planning.plan import make_method, summable_scores
 from prune2deploy.recipe import Recipe, parse_recipe
 from prune2deploy.train import evaluate, fit
 
@@ -93,7 +93,7 @@ def figures(pruned: Pruned) -> dict[str, Any]:
     graph = pruned.graph
     assert graph is not None
     counts = graph.counts(pruned.plan)
-    scores = channel_scores(Context(graph), make_method("l1", {}), None)
+    scores = summable_scores(Context(graph), make_method("l1", {}), None)
     macs = graph.cost.macs
     return {
         "macs": macs(counts) / macs(graph.full),

@@ -40,7 +40,7 @@ from prune2deploy.errors import Prune2DeployError
 from prune2deploy.export import export_model_file
 from prune2deploy.latency import ProfileOptions, profile
 from prune2deploy.methods import Context
-from prune2deploy.planning.plan import channel_scores, make_method, plan
+from prune2deploy.planning.plan import make_method, plan, summable_scores
 from prune2deploy.planning.timed.budget import TimedPlan, fit_into_time, widths_worth_having
 from prune2deploy.planning.timed.target import Bench, Goal, open_target
 
@@ -72,7 +72,7 @@ class Subject:
         self.model = torchvision.models.get_model(name).eval()
         self.image = torch.randn(1, 3, 224, 224)
         self.graph: Graph = trace(self.model, self.image)
-        self.scores = channel_scores(Context(self.graph), make_method("l1", {}), None)
+        self.scores = summable_scores(Context(self.graph), make_method("l1", {}), None)
         self.options = options
 
     def figures(self, made: Plan) -> dict[str, float]:

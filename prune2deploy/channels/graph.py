@@ -90,6 +90,15 @@ class Graph:
         below = [k for k in range(group.size - 1, 0, -1) if (beside + k * copies) % round_to == 0]
         return [group.size, *below]
 
+    def layers_of(self, number: int) -> int:
+        """How many layers with weights produce the channels of group `number`; one at least."""
+        weights = {
+            slot.tensor
+            for slot in self.groups[number].slots
+            if slot.role == Role.PRODUCER and len(self.shapes[slot.tensor]) > 1
+        }
+        return max(1, len(weights))
+
     def plan(self, kept: Sequence[IndexTable], notes: Sequence[str] = ()) -> Plan:
         """The plan that keeps these channels (indices into each group)."""
         return plan_from_kept(self.groups, kept, self.shapes, notes, self.followers)

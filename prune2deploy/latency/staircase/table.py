@@ -21,6 +21,7 @@ from typing import Any
 import platformdirs
 
 from prune2deploy.errors import DeviceError
+from prune2deploy.latency.staircase.grid import half_of
 from prune2deploy.latency.staircase.specs import LayerSpec
 from prune2deploy.latency.staircase.tiny import Point
 
@@ -70,9 +71,13 @@ class Table:
         known = self.times.get(spec.key)
         if not known:
             raise DeviceError(f"The table {self.path} has no times of the layer '{spec.key}'.")
-        if point in known:
-            return Estimate(known[point], False)
         step = self.step or 1
+        if point in known:
+            if any(width % (half_of(step) or step) for width in point):
+                return Estimate(known[point], False)
+            # On steps what is wider takes no less: more than that is what disturbed it.
+            wider = [us for (a, b), us in known.items() if a >= point[0] and b >= point[1]]
+            return Estimate(min(wider), False)
         # On the way up to a step nothing is gained, so what was measured there holds here.
         upper = [range(width, math.ceil(width / step) * step + 1) for width in point]
         if spec.tied:

@@ -22,10 +22,10 @@ from prune2deploy.planning.blocks import Unit, cost_of
 from prune2deploy.planning.outcome import held_back
 from prune2deploy.planning.plan import (
     as_source,
-    channel_scores,
     check_widths,
     make_method,
     require_groups,
+    summable_scores,
 )
 from prune2deploy.planning.timed.blocks import plan_blocks_for_time
 from prune2deploy.planning.timed.budget import Limit, fit_into_time, notes_of
@@ -146,7 +146,7 @@ def plan_in_time(
         )
     costs = {"macs": graph.cost.macs, "params": graph.cost.params}
     limits: list[Limit] = [(costs[unit], limit) for unit, limit in most.items()]
-    scores = channel_scores(context, method, normalize)
+    scores = summable_scores(context, method, normalize)
     allocate = partial(method.allocate, context, scores)
     try:
         found = fit_into_time(
