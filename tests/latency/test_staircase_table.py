@@ -118,6 +118,14 @@ def test_a_width_between_two_steps_costs_the_next_step(tmp_path: Path) -> None:
     assert made.time(CONV, (8, 31)).us == 77.0
 
 
+def test_on_steps_nothing_narrower_takes_longer(tmp_path: Path) -> None:
+    made = table(tmp_path)
+    made.add(CONV, {(16, 8): 55.0, (16, 4): 61.0, (16, 3): 61.0})  # disturbed, all of them
+    assert made.time(CONV, (16, 8)).us == 30.0
+    assert made.time(CONV, (16, 4)).us == 30.0
+    assert made.time(CONV, (16, 3)).us == 61.0  # between steps that may be so
+
+
 def test_between_measured_steps_it_is_a_line(tmp_path: Path) -> None:
     made = table(tmp_path)
     found = made.time(CONV, (8, 16))

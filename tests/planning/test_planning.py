@@ -17,7 +17,13 @@ from prune2deploy.channels import Graph, Plan, cut, trace
 from prune2deploy.errors import BudgetError, MethodError
 from prune2deploy.methods import METHODS, Context, Method, MethodOptions
 from prune2deploy.models.cifar_resnet import resnet20
-from prune2deploy.planning.plan import make_method, plan, prepare
+from prune2deploy.planning.plan import (
+    channel_scores,
+    make_method,
+    plan,
+    prepare,
+    summable_scores,
+)
 
 
 @cache
@@ -414,3 +420,24 @@ def test_methods_that_edit_weights_do_so_in_a_copy() -> None:
     assert (plain - want).abs().max() > 0.1
     unchanged = prepare(graph, planned, "l1")
     assert all(torch.equal(before[name], p) for name, p in unchanged.named_parameters())
+
+
+def test_sums_of_scores_count_the_filters_of_a_residual_stream() -> None:
+    graph = real("resnet18")
+    context = Context(graph)
+    method = make_method("l1", {})
+    plain, summed = channel_scores(context, method, None), summable_scores(context, method, None)
+    # The first stream is made by the stem and by the second convolution of each of two blocks.
+    filters = {g.name: graph.layers_of(n) for n, g in enumerate(graph.groups)}
+    assert filters["conv1"] == 3
+    assert filters["layer1.0.conv1"] == 1
+    assert filters["layer2.0.conv2"] == 3  # that of the shortcut is one of them
+    for group, one, other in zip(graph.groups, plain, summed, strict=True):
+        assert one is not None
+        assert other is not None
+        np.testing.assert_allclose(other, one * filters[group.name])
+        assert other.mean() == pytest.approx(filters[group.name])
+    # Scores that nobody normalises are sums over layers as they are.
+    raw = summable_scores(context, method, "none")
+    for one, other in zip(channel_scores(context, method, "none"), raw, strict=True):
+        np.testing.assert_array_equal(one, other)
