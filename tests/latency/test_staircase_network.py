@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,13 @@ from torch.nn import functional
 from prune2deploy.channels import Graph, cut, trace
 from prune2deploy.export import export_model_file
 from prune2deploy.latency.layer_names import read_graph
-from prune2deploy.latency.staircase.network import Network, Predictor, read_network
+from prune2deploy.latency.staircase.network import (
+    Network,
+    Predictor,
+    own_us,
+    profiler_us,
+    read_network,
+)
 from prune2deploy.latency.staircase.specs import LayerSpec
 from prune2deploy.latency.staircase.table import Estimate, Table
 from prune2deploy.latency.staircase.tiny import Point
@@ -303,3 +310,103 @@ def test_a_run_that_was_held_up_makes_no_fixed_cost(tmp_path: Path) -> None:
     answer = answer_for(path)
     answer["models"][0]["plain_run_us"]["median"] *= 3
     assert read_network(path, answer, graph.cost.length, graph.full).rest_us == OUTSIDE
+
+
+@pytest.mark.parametrize(
+    ("times", "plain", "profiler"),
+    [
+        ([10.0, 20.0, 5.0], 29.0, 2.0),
+        ([10.0, 20.0, 5.0], 35.0, 0.0),
+        ([10.0, 20.0, 5.0], 50.0, 0.0),
+        ([100.0, 1.0], 60.25, 40.0),  # the second keeps a quarter of its time
+        ([], 10.0, 0.0),
+    ],
+)
+def test_what_the_profiler_adds_is_what_nodes_have_too_much(
+    times: list[float], plain: float, profiler: float
+) -> None:
+    found = profiler_us(times, plain)
+    assert found == pytest.approx(profiler)
+    assert sum(own_us(one, found) for one in times) == pytest.approx(min(plain, sum(times)))
+
+
+def test_no_more_is_taken_off_than_a_node_has() -> None:
+    assert [own_us(us, profiler_us([8.0, 4.0], 0.1)) for us in (8.0, 4.0)] == [2.0, 1.0]
+
+
+PROFILER = 3.0  # µs that every node takes longer while it is watched
+
+
+class Profiled(ByMacs):
+    """Times as the profiler sees them."""
+
+    def time(self, spec: LayerSpec, point: Point) -> Estimate:
+        return Estimate(super().time(spec, point).us + PROFILER, False)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_the_profiler_adds_is_in_no_prediction(
+    networks: Networks, name: str, tmp_path: Path
+) -> None:
+    graph, _ = networks(name)
+    path = exported(graph.model, name, tmp_path / "n.onnx")
+    answer = answer_for(path)
+    facts = answer["models"][0]
+    facts["plain_run_us"]["median"] -= OUTSIDE
+    for node in facts["nodes"]:
+        node["median"] += PROFILER
+    network = read_network(path, answer, graph.cost.length, graph.full)
+    assert network.profiler_us == pytest.approx(PROFILER)
+    predictor = Predictor(network, Profiled(Path("none"), {}))
+    assert predictor.total_us(graph.full) == pytest.approx(facts["plain_run_us"]["median"])
+    kept = random_kept(graph.groups, 0)
+    small = exported(cut(graph.model, graph.plan(kept)), name, tmp_path / "cut.onnx")
+    taken = sum(node["median"] for node in answer_for(small)["models"][0]["nodes"])
+    assert predictor.total_us(counts(kept)) == pytest.approx(taken)
+
+
+@pytest.mark.parametrize(
+    ("name", "moved"),
+    [
+        ("plain", {"4"}),  # after a hard swish the next layer reads a plain image anyway
+        ("separable", {"2", "5"}),  # what a depthwise layer writes is in the plain layout
+        ("excited", {"down", "up", "b"}),  # one that is 1x1 is an image, too
+        ("joined", {"c"}),
+        ("grouped", {"2"}),
+    ],
+)
+def test_changes_of_layout_may_come_between_convolutions(
+    networks: Networks, name: str, moved: set[str]
+) -> None:
+    _, network = networks(name)
+    found = {layer.name: layer.layout for layer in network.layers if layer.layout is not None}
+    assert found.keys() == moved
+    for layer in network.layers:
+        if layer.layout is not None:
+            assert layer.spec is not None
+            assert layer.layout.kind == "layout"
+            assert (layer.layout.size, layer.layout.rows) == (layer.spec.size, layer.spec.rows)
+            assert network.specs()[layer.layout][0] >= layer.point(network.full)[0]
+
+
+class Moving(ByMacs):
+    """A device that has to move images narrower than a step."""
+
+    def time(self, spec: LayerSpec, point: Point) -> Estimate:
+        return Estimate(7.0, False) if spec.kind == "layout" else super().time(spec, point)
+
+
+@pytest.mark.parametrize(
+    ("step", "kept", "added"), [(16, 12, 0), (16, 9, 0), (16, 8, 7.0), (16, 4, 3.5), (4, 4, 0)]
+)
+def test_up_to_half_a_step_an_image_is_moved(
+    networks: Networks, step: int, kept: int, added: float
+) -> None:
+    graph, network = networks("plain")
+    number = next(n for n, layer in enumerate(network.layers) if layer.layout is not None)
+    narrow = graph.full.copy()
+    narrow[0] = kept
+    plain = Predictor(network, ByMacs(Path("none"), {}, step))
+    moving = Predictor(network, Moving(Path("none"), {}, step))
+    plain.network = replace(network, layers=tuple(replace(n, layout=None) for n in network.layers))
+    assert moving.layer_us(number, narrow) == pytest.approx(plain.layer_us(number, narrow) + added)

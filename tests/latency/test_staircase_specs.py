@@ -90,3 +90,11 @@ def test_what_is_no_such_layer_is_none() -> None:
     assert spec_of(same, [1, 8, 14, 14], [8, 8, 3, 3], "float32") is None
     assert spec_of(node("MatMul"), [1, 4, 8], [4, 8, 8], "float32") is None
     assert spec_of(node("Add"), [1, 8], [1, 8], "float32") is None
+
+
+def test_a_change_of_layout_is_known_by_its_image() -> None:
+    one, other = spec([1, 8, 6, 5], [16, 8, 3, 3]), spec([1, 24, 6, 5], [4, 24, 1, 1])
+    assert one.layout == other.layout
+    assert one.layout.key == "layout on 6x5 float32"
+    assert one.layout.tied
+    assert spec([2, 8, 6, 5], [16, 8, 3, 3]).layout.key != one.layout.key

@@ -25,6 +25,7 @@ CASES: list[tuple[LayerSpec, list[Point]]] = [
     (LINEAR, [(16, 10), (7, 3), (16, 1)]),
     (BATCH, [(4, 8), (5, 8)]),
 ]
+LAYOUT = CONV.layout
 
 
 @pytest.mark.parametrize(("spec", "points"), CASES, ids=lambda one: getattr(one, "key", None))
@@ -78,3 +79,18 @@ def test_a_file_is_small_whatever_its_layers_hold(tmp_path: Path) -> None:
     write_layers(path, CONV, points)
     assert sum(weight_bytes(CONV, point) for point in points) > 100_000_000
     assert path.stat().st_size < 50_000
+
+
+@pytest.mark.parametrize("width", [1, 4, 8, 16])
+def test_a_change_of_layout_is_between_two_convolutions(tmp_path: Path, width: int) -> None:
+    path = tmp_path / "layers.onnx"
+    assert write_layers(path, LAYOUT, [(width, width)]) == {"layer0": (width, width)}
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+    before, layer = (n for n in onnx.load(path).graph.node if n.op_type == "Conv")
+    assert (before.name, layer.name) == ("before0", "layer0")
+    assert layer.input[0] == before.output[0]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    assert given.shape == [1, width, 8, 8]
+    (found,) = session.run(None, {given.name: np.ones(given.shape, np.float32)})
+    assert found == pytest.approx(0.01 * 0.01 * width * width, rel=1e-5)

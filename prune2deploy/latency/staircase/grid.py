@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Mapping
 
 from prune2deploy.latency.staircase.specs import LayerSpec
 from prune2deploy.latency.staircase.tiny import Point
@@ -18,8 +19,8 @@ NARROW = 8
 JUMP = 0.08
 """A grid is refined where a time is further than this share from what its neighbours give."""
 
-_GOOD = 0.03
-"""Times that differ by less than this share count as equal when steps are looked for."""
+_LOST = 0.03
+"""What is no more than this share slower counts as equal when steps are looked for."""
 
 
 def widths(full: int, step: int, count: int = COARSE) -> list[int]:
@@ -43,6 +44,9 @@ def half_of(step: int) -> int | None:
 
 def grid(spec: LayerSpec, full: Point, step: int) -> list[Point]:
     """The points that a layer's table starts with. full: the widest."""
+    if spec.kind == "layout":
+        half = half_of(step)
+        return [(half, half)] if half is not None and half < full[0] else []
     if spec.kind == "depthwise":
         return [(width, width) for width in widths(full[1], step)]
     if spec.kind == "grouped":
@@ -85,17 +89,21 @@ def _between(spec: LayerSpec, low: Point, high: Point, axis: int, step: int) -> 
 
 
 def step_of(times: Mapping[int, float]) -> int:
-    """How far apart the widths are that are worth having.
+    """How far apart the widths are that are worth having: a power of two.
 
-    Worth having is a width if no wider one is as fast. times: by width, all of a range.
+    Twice a step will do as well, as long as most of the widths that it leaves out are hardly
+    faster than the fastest that is wider and stays: most, as single times may be disturbed.
+    times: by width, all of a range.
     """
-    worth: list[int] = []
-    fastest = math.inf
-    for width in sorted(times, reverse=True):
-        if times[width] < fastest * (1 - _GOOD):
-            worth.append(width)
-            fastest = times[width]
-    gaps: Sequence[int] = [a - b for a, b in itertools.pairwise(worth)]
-    if not gaps:
-        return max(times) - min(times) + 1
-    return sorted(gaps)[len(gaps) // 2]
+    step = 1
+    while 2 * step <= len(times):
+        left_out = [w for w in times if w % step == 0 and w % (2 * step)]
+        losses = []
+        for width in left_out:
+            wider = [times[w] for w in times if w > width and w % (2 * step) == 0]
+            if wider:
+                losses.append(min(wider) / times[width] - 1)
+        if losses and statistics.median_low(losses) > _LOST:
+            break
+        step *= 2
+    return step

@@ -17,10 +17,12 @@ from prune2deploy.latency.staircase.grid import grid, refined, step_of
 from prune2deploy.latency.staircase.specs import LayerSpec
 from prune2deploy.latency.staircase.table import Table, load_table, table_path
 from prune2deploy.latency.staircase.tiny import Point, weight_bytes, write_layers
+from prune2deploy.probe import cpu_names
 
 log = logging.getLogger(__name__)
 
 _BRANCH = re.compile(r"^(?:fused )?(layer\d+)(?:\D|$)")
+_PAIR = re.compile(r"^(?:fused )?(before|layer)0(?:\D|$)")  # of a change of layout
 _MAX_WEIGHTS = 128 << 20  # of one file, once the device has made them
 _MAX_BRANCHES = 120
 _RUNS = 15
@@ -59,8 +61,12 @@ def conditions_of(
     machine: Mapping[str, Any], runtime: str, version: str, options: ProfileOptions
 ) -> dict[str, Any]:
     """Return what must be the same for times to hold. options: with the device's filled in."""
+    family = cpu_names.X86 if machine.get("kind") == "x86" else cpu_names.ARM
+    features = cpu_names.features_of(family, machine.get("cpu_flags") or ())
     return {
         "cpu": machine["cpu_model"],
+        # A virtual machine may say no more than "AMD EPYC" of processors with other vectors.
+        "features": [name for name, there in features.items() if there],
         "board": machine["board"],
         "architecture": machine["architecture"],
         "runtime": runtime,
@@ -89,7 +95,7 @@ def fill(
         for spec, points in pieces.items():
             _measure(table, device, options, spec, points)
             for _ in range(_REFINEMENTS):
-                more = refined(spec, table.times[spec.key], table.step)
+                more = refined(spec, table.times.get(spec.key, {}), table.step)
                 if not points or not more:  # a table that was there is as fine as it was made
                     break
                 _measure(table, device, options, spec, more)
@@ -107,8 +113,8 @@ def _look_for_steps(table: Table, device: Device, options: ProfileOptions) -> No
             steps.append(step_of({b: times[a, b] for a, b in outward}))
             steps.append(step_of({a: times[a, b] for a, b in inward}))
             shown.advance(1, spec.key)
-    # A width must be on the good side of every step.
-    table.step = max(steps)
+    # A width must be on the good side of every step; one scan alone may have been disturbed.
+    table.step = sorted(steps)[-2]
     log.info("%s: widths are worth having every %d channels (%s)", device.name, table.step, steps)
     table.save()
 
@@ -159,6 +165,8 @@ def _times(
     nodes: Sequence[Mapping[str, Any]], branches: Mapping[str, Point], spec: LayerSpec
 ) -> dict[Point, float]:
     """The layers' own times; what the runtime puts around them is no part of a layer."""
+    if spec.kind == "layout":
+        return dict.fromkeys(branches.values(), _between(nodes))
     found: dict[Point, float] = {}
     for node in nodes:
         match = _BRANCH.match(node["name"])
@@ -171,6 +179,16 @@ def _times(
             "profile. Please report this with the runtime's version."
         )
     return found
+
+
+def _between(nodes: Sequence[Mapping[str, Any]]) -> float:
+    """What the runtime put between the two layers; nothing where the second reads the first's."""
+    places = {"before": len(nodes), "layer": len(nodes)}
+    for place, node in enumerate(nodes):
+        match = _PAIR.match(node["name"])
+        if match and "Conv" in node["op"]:
+            places[match[1]] = min(place, places[match[1]])
+    return sum(float(node["median"]) for node in nodes[places["before"] + 1 : places["layer"]])
 
 
 def _ignore(line: Mapping[str, Any]) -> None:

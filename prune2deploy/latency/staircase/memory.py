@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prune2deploy.latency.layer_names import read_graph
-from prune2deploy.latency.staircase.network import Flow, Length
+from prune2deploy.latency.staircase.flow import Flow, Length
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,7 @@ def peak_activations(path: Path, length: Length, full: Counts) -> Callable[[Coun
     flow = Flow(proto, length, len(full))
     forms: dict[str, NDArray[np.float64]] = {}
     for node, known in zip(nodes, read_graph(path).nodes, strict=True):
-        _, form, _ = flow.through(node, known.layer)
+        form = flow.through(node, known.layer).outside
         for name in filter(None, node.output):
             forms[name] = form * flow.area(name) * _BYTES
     ends = {one.name for one in proto.graph.output}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prune2deploy.latency.layer_names import read_graph
 from prune2deploy.latency.layers import times_of_nodes
-from prune2deploy.latency.staircase.specs import LayerSpec, spec_of
+from prune2deploy.latency.staircase.flow import Flow, Length
+from prune2deploy.latency.staircase.grid import half_of
+from prune2deploy.latency.staircase.specs import LayerSpec
 from prune2deploy.latency.staircase.table import Table
 from prune2deploy.latency.staircase.tiny import Point
 
@@ -18,13 +19,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Form = NDArray[np.float64]
+    from prune2deploy.latency.staircase.flow import Form
+
     Counts = NDArray[np.int64]
 
-Length = Callable[[str, int], "Form | None"]
-"""(parameter, dimension) -> its length as a linear form of the kept channels of each group."""
-
-_WEIGHTY = ("Conv", "Gemm", "MatMul")
+_LEAST = 0.25  # share of a node's time that is its own, whatever the profiler adds
+_HALVINGS = 50
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class NetworkLayer:
 
     spec: None for a node without weights, whose time goes with its width. inside, outside: its
     widths as linear forms, shape (1 + groups,). context_us: its time in the original network, with
-    what was fused into it.
+    what was fused into it. layout: the change of layout in front of it where its input is narrower
+    than a step; None: its input is not in a layout of the runtime's own.
     """
 
     name: str
@@ -42,6 +43,7 @@ class NetworkLayer:
     inside: Form
     outside: Form
     context_us: float
+    layout: LayerSpec | None = None
 
     def point(self, kept: Counts) -> Point:
         """Its widths in and out for these counts."""
@@ -53,21 +55,23 @@ class Network:
     """What is needed to say how long a network of other widths would take.
 
     rest_us: what the original took outside its nodes, and in what the runtime added for no tensor
-    of the file.
+    of the file. profiler_us: what the profiler adds to every node, and no run without it has.
     """
 
     layers: tuple[NetworkLayer, ...]
     full: Counts
     rest_us: float
+    profiler_us: float = 0.0
 
     def specs(self) -> dict[LayerSpec, Point]:
         """Every kind of layer with its largest widths, for the table."""
         found: dict[LayerSpec, Point] = {}
         for layer in self.layers:
-            if layer.spec is not None:
-                inside, outside = layer.point(self.full)
-                known = found.get(layer.spec, (0, 0))
-                found[layer.spec] = max(inside, known[0]), max(outside, known[1])
+            inside, outside = layer.point(self.full)
+            for spec, point in ((layer.spec, (inside, outside)), (layer.layout, (inside, inside))):
+                if spec is not None:
+                    known = found.get(spec, (0, 0))
+                    found[spec] = max(point[0], known[0]), max(point[1], known[1])
         return found
 
 
@@ -76,7 +80,8 @@ class Predictor:
 
     What a layer takes in the network, fused with its neighbours and with its weights out of the
     cache, is not what it takes alone: each layer's times are scaled so that the original's widths
-    give the original's time. `factor` scales the whole; it is corrected by what is measured.
+    give the original's time. What the profiler adds to a node is taken off its times, in the
+    network and in the table. `factor` scales the whole; it is corrected by what is measured.
     """
 
     def __init__(self, network: Network, table: Table, factor: float = 1.0) -> None:
@@ -95,16 +100,25 @@ class Predictor:
         key = spec, point
         if key not in self._known:
             found = self.table.time(spec, point)
-            self._known[key] = found.us, found.interpolated
+            self._known[key] = own_us(found.us, self.network.profiler_us), found.interpolated
         return self._known[key]
 
     def layer_us(self, number: int, kept: Counts) -> float:
         """One layer's time in µs, before `factor`."""
         layer = self.network.layers[number]
         if layer.spec is not None:
-            return self._scale[number] * self._time(layer.spec, layer.point(kept))[0]
+            point = layer.point(kept)
+            alone = self._time(layer.spec, point)[0]
+            return self._scale[number] * alone + self._moved(layer, point[0])
         full = max(_width(layer.outside, self.network.full), 1)
         return layer.context_us * _width(layer.outside, kept) / full
+
+    def _moved(self, layer: NetworkLayer, inside: int) -> float:
+        """What goes before a layer that does not read what the layer before it writes."""
+        half = half_of(self.table.step or 1)
+        if layer.layout is None or half is None or inside > half:
+            return 0.0
+        return self._time(layer.layout, (half, half))[0] * inside / half
 
     def total_us(self, kept: Counts) -> float:
         """The network's time in µs."""
@@ -139,23 +153,49 @@ def read_network(path: Path, answer: Mapping[str, Any], length: Length, full: Co
     proto = onnx.shape_inference.infer_shapes(onnx.load(path))
     nodes = [node for node in proto.graph.node if node.op_type != "Constant"]
     flow = Flow(proto, length, len(full))
+    plain = facts["plain_run_us"]["median"]
+    profiler = profiler_us([node["median"] for node in facts["nodes"]], plain)
     layers = []
     given: dict[int, NetworkLayer] = {}
     for place, (node, known) in enumerate(zip(nodes, graph.nodes, strict=True)):
-        inside, outside, spec = flow.through(node, known.layer)
+        one = flow.through(node, known.layer)
+        us = own_us(times.get(place, 0.0), profiler)
         given[place] = NetworkLayer(
-            known.layer, node.op_type, spec, inside, outside, times.get(place, 0.0)
+            known.layer, node.op_type, one.spec, one.inside, one.outside, us, one.layout
         )
         if place in times:
             layers.append(given[place])
     shapes = {place: flow.shape(node.output[0]) for place, node in enumerate(nodes)}
-    moves, fixed = _added(facts["nodes"], [graph.origin(n) for n in facts["nodes"]], shapes, given)
+    executed = [{**node, "median": own_us(node["median"], profiler)} for node in facts["nodes"]]
+    moves, fixed = _added(executed, [graph.origin(n) for n in executed], shapes, given)
     inner = sum(times.values()) + added
     # Medians of nodes need not add up to the median of a run without the profiler, and on a busy
     # machine that run is longer than all its parts.
-    outside_us = facts["outside_nodes_us"]["median"]
-    rest = min(max(0.0, facts["plain_run_us"]["median"] - inner), outside_us)
-    return Network((*layers, *moves), full, rest + fixed)
+    rest = min(max(0.0, plain - inner), facts["outside_nodes_us"]["median"])
+    return Network((*layers, *moves), full, rest + fixed, profiler)
+
+
+def own_us(us: float, profiler: float) -> float:
+    """A node's time without what the profiler adds."""
+    return max(us - profiler, us * _LEAST)
+
+
+def profiler_us(times: Sequence[float], plain: float) -> float:
+    """What the profiler adds to each node, so that what is left is no more than a plain run takes.
+
+    Args:
+        times: of all nodes under the profiler, µs. plain: a run without it.
+    """
+    low, high = 0.0, max(times, default=0.0)
+    if sum(times) <= plain:
+        return 0.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        if sum(own_us(us, middle) for us in times) > plain:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 def _added(
@@ -188,87 +228,3 @@ def _added(
         else:
             fixed += node["median"]
     return found, fixed
-
-
-class Flow:
-    """Follows the widths of tensors through a file, as forms of the kept channels."""
-
-    def __init__(self, proto: Any, length: Length, groups: int) -> None:
-        self._length = length
-        self._groups = groups
-        self._constants = {one.name: tuple(one.dims) for one in proto.graph.initializer}
-        self._shapes: dict[str, tuple[int, ...]] = dict(self._constants)
-        infos = (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)
-        for one in infos:
-            dims = one.type.tensor_type.shape.dim
-            self._shapes[one.name] = tuple(dim.dim_value for dim in dims)
-        self._forms: dict[str, Form] = {}
-
-    def through(self, node: Any, layer: str) -> tuple[Form, Form, LayerSpec | None]:
-        """Widths in and out of a node, and what layer it is."""
-        data = [name for name in node.input if name and name not in self._constants]
-        source = data[0] if data else ""
-        inside = self._form(source)
-        spec = None
-        if node.op_type in _WEIGHTY and len(data) == 1:
-            outside, spec = self._weighty(node, source, layer)
-            if spec is not None and spec.kind == "depthwise":
-                inside = outside
-        else:
-            outside = self._plain(node, data)
-        for name in node.output:
-            if name:
-                self._forms[name] = outside
-        return inside, outside, spec
-
-    def _weighty(self, node: Any, source: str, layer: str) -> tuple[Form, LayerSpec | None]:
-        weight = node.input[1] if node.input[0] == source else node.input[0]
-        shape = self._shapes.get(weight, ())
-        image = self._shapes.get(source, ())
-        whole = self._channels(node.output[0])
-        # torch has the outputs of a layer first; a file may have a linear layer's the other way.
-        found = self._length(f"{layer}.weight", 0)
-        outside = self._fixed(whole) if found is None else found
-        known = bool(shape) and bool(image) and 0 not in image
-        return outside, spec_of(node, image, shape, "float32") if known else None
-
-    def _plain(self, node: Any, data: Sequence[str]) -> Form:
-        whole = self._channels(node.output[0])
-        if node.op_type == "Concat" and data:
-            parts = [self._form(name) for name in data]
-            if sum(self._channels(name) for name in data) == whole:
-                total: Form = sum(parts[1:], parts[0])
-                return total
-        for name in data:
-            if self._channels(name) == whole:
-                return self._form(name)
-        for name in data:  # flattened, or a part of it: in proportion
-            if self._channels(name):
-                scaled: Form = self._form(name) * (whole / self._channels(name))
-                return scaled
-        return self._fixed(whole)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor; () where it is not known."""
-        return self._shapes.get(name, ())
-
-    def area(self, name: str) -> float:
-        """Numbers of a tensor for each of its channels."""
-        shape = self._shapes.get(name, ())
-        return math.prod(shape) / max(self._channels(name), 1)
-
-    def _channels(self, name: str) -> int:
-        shape = self._shapes.get(name, ())
-        if len(shape) < 2:
-            return 1
-        return shape[-1] if len(shape) == 3 else shape[1]
-
-    def _form(self, name: str) -> Form:
-        return self._forms[name] if name in self._forms else self._fixed(self._channels(name))
-
-    def _fixed(self, width: int) -> Form:
-        import numpy as np
-
-        form = np.zeros(1 + self._groups)
-        form[0] = width
-        return form

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["conv", "depthwise", "grouped", "linear"]
+Kind = Literal["conv", "depthwise", "grouped", "linear", "layout"]
+"""A layout is no layer: the change of an image's layout in front of a layer that is narrower than
+a step, and so does not read what the layer before it writes."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,20 @@ class LayerSpec:
     @property
     def tied(self) -> bool:
         """Whether its width in decides its width out, so that its times lie on one line."""
-        return self.kind in ("depthwise", "grouped")
+        return self.kind in ("depthwise", "grouped", "layout")
+
+    @property
+    def layout(self) -> LayerSpec:
+        """The change of layout of the image that goes in."""
+        return LayerSpec("layout", size=self.size, rows=self.rows, dtype=self.dtype)
 
     @property
     def key(self) -> str:
         """A short text that is the same for equal layers, for the table's file."""
         if self.kind == "linear":
             return f"linear rows{self.rows} {self.dtype}"
-        parts = [self.kind, _times(self.kernel), f"on {_times(self.size)}"]
+        kind = [self.kind, _times(self.kernel)] if self.kernel else [self.kind]
+        parts = [*kind, f"on {_times(self.size)}"]
         if any(one != 1 for one in self.strides):
             parts.append(f"stride {_times(self.strides)}")
         if any(self.pads):

@@ -29,6 +29,8 @@ def weight_shape(spec: LayerSpec, point: Point) -> list[int]:
         return [outside, 1, *spec.kernel]
     if spec.kind == "grouped":
         return [outside, spec.group_width, *spec.kernel]
+    if spec.kind == "layout":
+        return [2 * outside, inside, *[1] * len(spec.size)]
     return [outside, inside, *spec.kernel]
 
 
@@ -57,18 +59,15 @@ def write_layers(path: Path, spec: LayerSpec, points: Sequence[Point]) -> dict[s
     for number, point in enumerate(points):
         name = f"layer{number}"
         named[name] = point
-        shape = helper.make_tensor(
-            f"{name}.shape",
-            TensorProto.INT64,
-            [len(weight_shape(spec, point))],
-            weight_shape(spec, point),
-        )
-        value = helper.make_tensor(f"{name}.value", TensorProto.FLOAT, [1], [_VALUE])
-        nodes.append(helper.make_node("Constant", [], [f"{name}.dims"], value=shape))
-        nodes.append(
-            helper.make_node("ConstantOfShape", [f"{name}.dims"], [f"{name}.weight"], value=value)
-        )
-        nodes.append(_layer(spec, point, name))
+        source = f"x{point[0]}"
+        if spec.kind == "layout":  # of what a layer wrote, so that it is in the runtime's layout
+            before = [point[0], point[0], *[1] * len(spec.size)]
+            nodes += _weight(f"before{number}", before)
+            given = [source, f"before{number}.weight"]
+            source = f"before{number}.out"
+            nodes.append(helper.make_node("Conv", given, [source], name=f"before{number}"))
+        nodes += _weight(name, weight_shape(spec, point))
+        nodes.append(_layer(spec, point, name, source))
         nodes.append(helper.make_node("Relu", [f"{name}.sum"], [f"{name}.out"]))
         # One number leaves each branch: copying whole images out would be timed as well.
         nodes.append(helper.make_node("ReduceMax", [f"{name}.out"], [f"{name}.max"], keepdims=0))
@@ -79,12 +78,26 @@ def write_layers(path: Path, spec: LayerSpec, points: Sequence[Point]) -> dict[s
     return named
 
 
-def _layer(spec: LayerSpec, point: Point, name: str) -> Any:
+def _weight(name: str, shape: Sequence[int]) -> list[Any]:
+    """The nodes that make a weight."""
+    from onnx import TensorProto, helper
+
+    dims = helper.make_tensor(f"{name}.shape", TensorProto.INT64, [len(shape)], shape)
+    value = helper.make_tensor(f"{name}.value", TensorProto.FLOAT, [1], [_VALUE])
+    return [
+        helper.make_node("Constant", [], [f"{name}.dims"], value=dims),
+        helper.make_node("ConstantOfShape", [f"{name}.dims"], [f"{name}.weight"], value=value),
+    ]
+
+
+def _layer(spec: LayerSpec, point: Point, name: str, source: str) -> Any:
     from onnx import helper
 
-    given = [f"x{point[0]}", f"{name}.weight"]
+    given = [source, f"{name}.weight"]
     if spec.kind == "linear":
         return helper.make_node("MatMul", given, [f"{name}.sum"], name=name)
+    if spec.kind == "layout":
+        return helper.make_node("Conv", given, [f"{name}.sum"], name=name)
     groups = 1
     if spec.kind == "depthwise":
         groups = point[1]
