@@ -29,7 +29,8 @@ from prune2deploy.methods import Context
 from prune2deploy.pipeline.deploy import exporter
 from prune2deploy.pipeline.inputs import EVALUATION_BATCH, Inputs, open_inputs, train_settings
 from prune2deploy.pipeline.pruning import Pruned, prune, recalibrate
-from prune2deploy.planning.plan import make_method, summable_scores
+from prune2deploy.planning.plan import make_method
+from prune2deploy.planning.sums import summable_scores
 from prune2deploy.recipe import Recipe, parse_recipe
 from prune2deploy.train import evaluate, fit
 

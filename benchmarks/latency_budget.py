@@ -40,7 +40,8 @@ from prune2deploy.errors import Prune2DeployError
 from prune2deploy.export import export_model_file
 from prune2deploy.latency import ProfileOptions, profile
 from prune2deploy.methods import Context
-from prune2deploy.planning.plan import make_method, plan, summable_scores
+from prune2deploy.planning.plan import make_method, plan
+from prune2deploy.planning.sums import summable_scores
 from prune2deploy.planning.timed.budget import TimedPlan, fit_into_time, widths_worth_having
 from prune2deploy.planning.timed.target import Bench, Goal, open_target
 

@@ -86,7 +86,7 @@ def plan(
     context = Context(graph, as_source(images), losses, judge)
     if chosen.removes_blocks:
         return plan_blocks(context, chosen, kind, share, original or graph)
-    scores = _scores(context, chosen, _normalisation(chosen, normalize))
+    scores = _scores(context, chosen, normalisation_of(chosen, normalize))
     try:
         decision = decide(
             graph,
@@ -172,31 +172,7 @@ def channel_scores(
     Raises:
         MethodError: the method scores no channels, or nothing of this model.
     """
-    return _scores(context, method, _normalisation(method, normalize))
-
-
-def summable_scores(
-    context: Context, method: Method[Any], normalize: str | None
-) -> list[np.typing.NDArray[np.float64] | None]:
-    """Scores per group as a plan that weighs them against costs needs them: their sums compare.
-
-    Where scores are normalised, every group's channels have a like mean, whether they are one
-    layer's filters or, in a residual stream, one filter in each of many layers. A sum has to count
-    those filters, or streams are cut first: they cost most and would be worth no more than a
-    single layer. (ResNet-56 with widths for 85 % of its time, before any training: 64 % of the
-    test images right without that, 84 % with it.) Scores that are not normalised are sums over
-    layers as the method makes them.
-
-    Raises:
-        MethodError: the method scores no channels, or nothing of this model.
-    """
-    scores = channel_scores(context, method, normalize)
-    if _normalisation(method, normalize) == "none":
-        return scores
-    return [
-        None if s is None else s * context.graph.layers_of(number)
-        for number, s in enumerate(scores)
-    ]
+    return _scores(context, method, normalisation_of(method, normalize))
 
 
 def _scores(
@@ -314,7 +290,7 @@ def check_widths(round_to: int, min_channels: int | None) -> None:
         )
 
 
-def _normalisation(method: Method[Any], wanted: str | None) -> Normalisation:
+def normalisation_of(method: Method[Any], wanted: str | None) -> Normalisation:
     known = get_args(Normalisation)
     if wanted is not None and wanted not in known:
         raise MethodError(

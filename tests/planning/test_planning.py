@@ -22,8 +22,8 @@ from prune2deploy.planning.plan import (
     make_method,
     plan,
     prepare,
-    summable_scores,
 )
+from prune2deploy.planning.sums import CARRIED, carried, summable_scores
 
 
 @cache
@@ -432,12 +432,33 @@ def test_sums_of_scores_count_the_filters_of_a_residual_stream() -> None:
     assert filters["conv1"] == 3
     assert filters["layer1.0.conv1"] == 1
     assert filters["layer2.0.conv2"] == 3  # that of the shortcut is one of them
+    streams = {"conv1", "layer2.0.conv2", "layer3.0.conv2", "layer4.0.conv2"}
+    assert {graph.groups[number].name for number in carried(graph)} == streams
     for group, one, other in zip(graph.groups, plain, summed, strict=True):
         assert one is not None
         assert other is not None
-        np.testing.assert_allclose(other, one * filters[group.name])
-        assert other.mean() == pytest.approx(filters[group.name])
+        weight = filters[group.name] * (CARRIED if group.name in streams else 1)
+        np.testing.assert_allclose(other, one * weight)
+        assert other.mean() == pytest.approx(weight)
     # Scores that nobody normalises are sums over layers as they are.
     raw = summable_scores(context, method, "none")
     for one, other in zip(channel_scores(context, method, "none"), raw, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "streams"),
+    [
+        ("vgg11", 0),
+        ("densenet121", 0),
+        ("mobilenet_v2", 5),  # the first block and the last keep no input
+        ("regnet_y_400mf", 3),
+    ],
+)
+def test_gates_and_depthwise_layers_are_no_streams(name: str, streams: int) -> None:
+    graph = real(name)
+    found = carried(graph)
+    assert len(found) == streams
+    # In all of them some group is made by several layers that are not added up.
+    if streams:
+        assert any(graph.layers_of(n) > 1 for n in set(range(len(graph.groups))) - found)

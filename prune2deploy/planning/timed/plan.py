@@ -25,8 +25,8 @@ from prune2deploy.planning.plan import (
     check_widths,
     make_method,
     require_groups,
-    summable_scores,
 )
+from prune2deploy.planning.sums import summable_scores
 from prune2deploy.planning.timed.blocks import plan_blocks_for_time
 from prune2deploy.planning.timed.budget import Limit, fit_into_time, notes_of
 from prune2deploy.planning.timed.devices import devices_for_times
