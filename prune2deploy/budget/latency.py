@@ -3,9 +3,9 @@
 Which widths to keep is a knapsack over steps in which the time of a layer depends on two groups at
 once, its input's and its output's. It is solved by Lagrange's multiplier: for a price of time,
 each group in turn takes the width that is best for its neighbours' present widths, until nothing
-changes; the price is halved in on until the time fits, and what is left over is spent greedily,
-and widths are exchanged between pairs of groups as long as that brings more. How far
-from the best that is: latency_bound.py.
+changes, once from the full widths and once from the narrowest. The price is halved in on until
+the time fits, what is left over is spent greedily, and widths are exchanged between pairs of
+groups as long as that brings more. How far from the best that is: latency_bound.py.
 """
 
 from __future__ import annotations
@@ -135,12 +135,19 @@ class _Solver:
         floor = self.overrun(self.lowest)
         if floor > 1:
             raise BudgetError(self._unreachable())
+        # Turns over the groups end where no single group should move, and one that many others
+        # go with, as a residual stream does, may have to move with them: so from both ends.
+        ends = [self._exchanged(self._spend(self._priced(s))) for s in (self.full, self.lowest)]
+        return max(ends, key=self._value)
+
+    def _priced(self, start: Counts) -> Counts:
+        """The best counts within the budgets that a price of time gives, in turns from a start."""
         found = self.lowest.copy()
         # Prices over a wide range, then between the last that is too low and the first that fits.
         low, high = None, self._dearest()
         for _ in range(_PRICES):
             price = high / 4 if low is None else (low * high) ** 0.5
-            counts = self._at(price)
+            counts = self._at(price, start)
             if self.overrun(counts) > 1:
                 low = price
             else:
@@ -148,7 +155,7 @@ class _Solver:
                 found = max(found, counts, key=self._value)
             if low is not None and high / low < 1 + _NEAR:
                 break
-        return self._exchanged(self._spend(found))
+        return found
 
     def _value(self, counts: Counts) -> float:
         return sum(worth[int(n)] for worth, n in zip(self.worth, counts, strict=True))
@@ -177,9 +184,9 @@ class _Solver:
         times = [parts.total(counts) / most for parts, most in self.budgets]
         return np.array(times + [cost(counts) / most for cost, most in self.limits])
 
-    def _at(self, price: float) -> Counts:
+    def _at(self, price: float, start: Counts) -> Counts:
         """The counts that a price of time gives, by turns over the groups."""
-        counts = self.full.copy()
+        counts = start.copy()
         for _ in range(_SWEEPS):
             before = counts.copy()
             for group, options in enumerate(self.options):

@@ -124,6 +124,29 @@ def test_on_average_the_solver_is_within_1_percent_of_the_best() -> None:
     assert np.mean(shares) >= 0.99
 
 
+def stream(seed: int, blocks: int = 5) -> Problem:
+    """Residual blocks: each has a layer from the stream into it and one back."""
+    random = np.random.default_rng(seed)
+    widths = [Widths("stream", (16, 8))]
+    widths += [Widths(f"block{n}", (32, 24, 16, 8)) for n in range(blocks)]
+    scores: list[np.ndarray | None] = [
+        random.uniform(0.5, 1.5, 16) * blocks * random.uniform(0.8, 1.6)
+    ]
+    scores += [random.uniform(0.5, 1.5, 32) for _ in range(blocks)]
+    groups = [pair for n in range(1, blocks + 1) for pair in ((0, n), (n, 0))]
+    return Problem(scores, widths, Parts([layer(a, b, 8, 1.0) for a, b in groups], groups))
+
+
+@pytest.mark.parametrize("seed", [4, 7])
+def test_a_stream_stays_wide_where_all_blocks_have_to_give_way_for_it(seed: int) -> None:
+    # From the full widths the stream goes first, and no exchange of two groups brings it back.
+    problem = stream(seed)
+    budgets = [(problem.parts, problem.at(0.6))]
+    _, counts = keep_under_times(problem.scores, problem.widths, budgets)
+    assert counts[0] == 16
+    assert value_of(problem.scores, counts) == pytest.approx(best_of(problem, budgets))
+
+
 def test_a_budget_for_everything_keeps_everything() -> None:
     problem = chain(0, 4)
     whole = [(problem.parts, problem.at(1) * (1 + 1e-9))]
