@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from prune2deploy.devices.disturbances import Finding, disturbances
+from prune2deploy.devices.features import family_of, features_of
 from prune2deploy.devices.settings import CommonSettings, SshSettings
 from prune2deploy.probe import cpu_names
 
@@ -143,9 +144,8 @@ def _cpus(machine: Facts) -> str:
 
 def _features(machine: Facts) -> list[str]:
     """Return the instruction sets that decide about speed."""
-    family = cpu_names.X86 if machine.get("kind") == "x86" else cpu_names.ARM
-    have = cpu_names.features_of(family, machine.get("cpu_flags") or ())
-    named = [name for name in _TELLING[family] if have[name]]
+    have = features_of(machine)
+    named = [name for name in _TELLING[family_of(machine)] if have[name]]
     return [name for name in named if not any(_IMPLIED.get(more) == name for more in named)]
 
 

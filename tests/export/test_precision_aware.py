@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from precision_networks import SHAPE, Residual, random_images, save_network
+from saturation import exact_int8
 from torch import Tensor, nn
 
 from prune2deploy.errors import ExportError
@@ -51,7 +52,7 @@ def outputs(path: Path, images: Tensor) -> Tensor:
         return torch.cat([next(iter(model.predict(chunk).values())) for chunk in images.split(4)])
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("runtime", [pytest.param("onnxruntime", marks=exact_int8), "tensorrt"])
 @pytest.mark.parametrize("network", [Residual, Branches])
 def test_it_computes_like_the_int8_file(
     network: type[nn.Module], runtime: Any, tmp_path: Path

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from precision_networks import random_images, save_network
+from saturation import exact_int8
 from torch import nn
 
 from prune2deploy.errors import ExportError
@@ -71,6 +72,7 @@ def test_the_planted_layer_is_the_costliest_by_far(runtime: str, planted: Path) 
     assert all(math.isfinite(cost.rms_rel_diff) and cost.rms_rel_diff > 0 for cost in costs)
 
 
+@exact_int8
 def test_just_the_planted_layer_is_given_back(planted: Path, tmp_path: Path) -> None:
     judged: list[float] = []
 
@@ -100,6 +102,7 @@ def test_nothing_is_given_back_where_int8_is_good_enough(planted: Path, tmp_path
     assert precision_of(tmp_path / "q.onnx")["int8"].layers == 5
 
 
+@exact_int8
 def test_a_layer_kept_by_choice_is_not_given_back_again(planted: Path, tmp_path: Path) -> None:
     result = to_int8_within(
         planted,

@@ -11,13 +11,13 @@ from typing import Any
 
 from prune2deploy import progress
 from prune2deploy.devices import Device
+from prune2deploy.devices.features import features_of
 from prune2deploy.errors import DeviceError
 from prune2deploy.latency.profile import ProfileOptions, options_on
 from prune2deploy.latency.staircase.grid import grid, refined, step_of
 from prune2deploy.latency.staircase.specs import LayerSpec
 from prune2deploy.latency.staircase.table import Table, load_table, table_path
 from prune2deploy.latency.staircase.tiny import Point, weight_bytes, write_layers
-from prune2deploy.probe import cpu_names
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +61,10 @@ def conditions_of(
     machine: Mapping[str, Any], runtime: str, version: str, options: ProfileOptions
 ) -> dict[str, Any]:
     """Return what must be the same for times to hold. options: with the device's filled in."""
-    family = cpu_names.X86 if machine.get("kind") == "x86" else cpu_names.ARM
-    features = cpu_names.features_of(family, machine.get("cpu_flags") or ())
     return {
         "cpu": machine["cpu_model"],
         # A virtual machine may say no more than "AMD EPYC" of processors with other vectors.
-        "features": [name for name, there in features.items() if there],
+        "features": [name for name, there in features_of(machine).items() if there],
         "board": machine["board"],
         "architecture": machine["architecture"],
         "runtime": runtime,
