@@ -137,8 +137,9 @@ class _Solver:
             raise BudgetError(self._unreachable())
         # Turns over the groups end where no single group should move, and one that many others
         # go with, as a residual stream does, may have to move with them: so from both ends.
-        ends = [self._exchanged(self._spend(self._priced(s))) for s in (self.full, self.lowest)]
-        return max(ends, key=self._value)
+        priced = [self._priced(start) for start in (self.full, self.lowest)]
+        different = {counts.tobytes(): counts for counts in priced}.values()
+        return max((self._exchanged(self._spend(one)) for one in different), key=self._value)
 
     def _priced(self, start: Counts) -> Counts:
         """The best counts within the budgets that a price of time gives, in turns from a start."""
