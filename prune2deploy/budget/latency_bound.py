@@ -1,10 +1,19 @@
-"""How much importance a time allows at the most, by a linear program."""
+"""How much importance a time allows at the most, by Lagrange's dual.
+
+For a price of time, the widths of most importance less price are found exactly: a part depends on
+few groups, and whatever the neighbours of a group choose, its own best width for that is known
+(variable elimination; Bertelè and Brioschi, Nonserial Dynamic Programming, 1972). What they are
+worth bounds what any widths within the budgets are worth, and the prices that bound it best come
+from a small linear program over the widths found so far (column generation, which is Kelley's
+cutting planes seen from the other side).
+"""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +21,13 @@ import numpy.typing as npt
 from prune2deploy.budget.latency import Counts, Parts, importance
 from prune2deploy.budget.widths import Scores, Widths
 
-_BOUND_VARIABLES = 20_000  # a larger linear program takes too long for what it tells
-_BOUND_TIME_S = 2.0
+Table = npt.NDArray[np.float64]
+Tables = Mapping[tuple[int, ...], Table]
+"""By the groups that a table depends on: its values, an axis per group, a place per width."""
+
+_MOST_ENTRIES = 4_000_000  # of one table; groups that are joined more densely have no bound
+_ROUNDS = 60
+_CLOSE = 1e-5  # the bound and what a mixture of widths reaches, as a share of all importance
 
 
 def upper_bound(
@@ -23,125 +37,167 @@ def upper_bound(
 ) -> float | None:
     """No widths within the budgets keep more than this share of the importance, 0 to 1.
 
-    By a linear program in which a group may be a mixture of its widths, and a part's pair of
-    groups a mixture of pairs of widths that agrees with both. None: a part depends on more than
-    two groups, the program is large or takes long, or nothing is within the budgets.
+    None: groups are joined too densely for this, or the narrowest widths are over a budget.
     """
     worth = [importance(s, w) for s, w in zip(scores, widths, strict=True)]
-    if any(len(groups) > 2 for parts, _ in budgets for groups in parts.groups):
-        return None
-    program = _Program(
-        worth, [tuple(v) for v in worth], np.array([w.full for w in widths], dtype=np.int64)
-    )
     most = sum(max(values.values()) for values in worth)
     if not most:
         return 1.0
-    if program.size([parts for parts, _ in budgets]) > _BOUND_VARIABLES:
+    gains: dict[tuple[int, ...], Table] = {
+        (group,): np.array([values[count] for count in values]) / most
+        for group, values in enumerate(worth)
+    }
+    options = [tuple(values) for values in worth]
+    scopes = [[_free(groups, options) for groups in parts.groups] for parts, _ in budgets]
+    order = _order(options, {groups for some in scopes for groups in some})
+    if order is None:
         return None
-    found = program.solved(budgets)
-    return None if found is None else min(1.0, found / most)
+    full = np.array([w.full for w in widths], dtype=np.int64)
+    costs = [
+        _cost(parts, allowed, some, options, full)
+        for (parts, allowed), some in zip(budgets, scopes, strict=True)
+    ]
+    return _dual(gains, costs, order)
 
 
-class _Program:
-    """The linear program of `upper_bound`: one variable per block of groups and their widths.
+@dataclass(frozen=True)
+class _Cost:
+    """A time as a share of its budget. fixed: what does not depend on any choice."""
 
-    A block is one group or a pair, for which there is a part of the time.
+    tables: Tables
+    fixed: float
+
+    def at(self, places: Sequence[int]) -> float:
+        return self.fixed + _value(self.tables, places)
+
+
+def _value(tables: Tables, places: Sequence[int]) -> float:
+    return sum(float(one[tuple(places[g] for g in groups)]) for groups, one in tables.items())
+
+
+def _free(groups: Sequence[int], options: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The groups of a part that have a choice."""
+    return tuple(sorted({group for group in groups if len(options[group]) > 1}))
+
+
+def _cost(
+    parts: Parts,
+    allowed: float,
+    scopes: Sequence[tuple[int, ...]],
+    options: Sequence[tuple[int, ...]],
+    full: Counts,
+) -> _Cost:
+    """A time as tables. scopes: per part the groups with a choice."""
+    tables: dict[tuple[int, ...], Table] = {}
+    fixed = parts.rest
+    for time, groups in zip(parts.times, scopes, strict=True):
+        if not groups:
+            fixed += time(full)
+            continue
+        counts = full.copy()
+        table = np.empty([len(options[group]) for group in groups])
+        for place in product(*(range(size) for size in table.shape)):
+            counts[list(groups)] = [options[g][n] for g, n in zip(groups, place, strict=True)]
+            table[place] = time(counts) / allowed
+        tables[groups] = tables.get(groups, 0.0) + table
+    return _Cost(tables, fixed / allowed)
+
+
+def _order(
+    options: Sequence[tuple[int, ...]], scopes: Collection[tuple[int, ...]]
+) -> list[int] | None:
+    """In which groups are done away with: first the one whose table with its neighbours is small.
+
+    None: that table is too large even so.
     """
+    joined: dict[int, set[int]] = {group: set() for group in range(len(options))}
+    for groups in scopes:
+        for group in groups:
+            joined[group] |= set(groups) - {group}
+    order = []
+    while joined:
+        entries = {
+            group: math.prod(len(options[one]) for one in (group, *around))
+            for group, around in joined.items()
+        }
+        group = min(entries, key=entries.__getitem__)
+        if entries[group] > _MOST_ENTRIES:
+            return None
+        around = joined.pop(group)
+        for one in around:
+            joined[one] = (joined[one] | around) - {one, group}
+        order.append(group)
+    return order
 
-    def __init__(
-        self, worth: Sequence[dict[int, float]], options: Sequence[tuple[int, ...]], full: Counts
-    ) -> None:
-        self.worth = worth
-        self.options = options
-        self.full = full
 
-    def _block(self, groups: Sequence[int]) -> tuple[int, ...]:
-        """The groups of a part that have a choice."""
-        return tuple(sorted({group for group in groups if len(self.options[group]) > 1}))
+def _best_places(tables: Tables, order: Sequence[int]) -> list[int]:
+    """The places of the largest sum of all tables."""
+    left = dict(tables)
+    answers: list[tuple[int, tuple[int, ...], npt.NDArray[np.intp]]] = []
+    for group in order:
+        mine = {groups: left.pop(groups) for groups in list(left) if group in groups}
+        around = tuple(sorted({other for groups in mine for other in groups} - {group}))
+        axes = (*around, group)
+        total = sum(_spread(table, groups, axes) for groups, table in mine.items())
+        answers.append((group, around, np.argmax(total, axis=-1)))
+        rest = np.max(total, axis=-1)
+        left[around] = left[around] + rest if around in left else rest
+    places = [0] * len(order)
+    for group, around, answer in reversed(answers):
+        places[group] = int(answer[tuple(places[other] for other in around)])
+    return places
 
-    def _blocks(self, budgets: Sequence[Parts]) -> list[tuple[int, ...]]:
-        """Single groups first, each at its place; then the pairs."""
-        used = (self._block(groups) for parts in budgets for groups in parts.groups)
-        pairs = sorted({block for block in used if len(block) == 2})
-        return [*((group,) for group in range(len(self.options))), *pairs]
 
-    def size(self, budgets: Sequence[Parts]) -> int:
-        """How many variables it has."""
-        return sum(len(self._choices(block)) for block in self._blocks(budgets))
+def _spread(table: Table, groups: Sequence[int], axes: Sequence[int]) -> Table:
+    """A table with an axis for each of `axes`, of length 1 where it does not depend on it.
 
-    def _choices(self, block: tuple[int, ...]) -> list[tuple[int, ...]]:
-        return list(itertools.product(*(self.options[group] for group in block)))
+    groups: in ascending order, as `axes` are but for the last.
+    """
+    moved = np.moveaxis(table, groups.index(axes[-1]), -1)
+    kept = [*(g for g in groups if g != axes[-1]), axes[-1]]
+    return moved.reshape([moved.shape[kept.index(axis)] if axis in kept else 1 for axis in axes])
 
-    def solved(self, budgets: Sequence[tuple[Parts, float]]) -> float | None:
-        """The most importance of a mixture, None where none was found in time."""
-        from scipy.optimize import linprog
-        from scipy.sparse import csr_matrix
 
-        blocks = self._blocks([parts for parts, _ in budgets])
-        starts = np.cumsum([0, *(len(self._choices(block)) for block in blocks)])
-        gains = np.zeros(starts[-1])
-        for group, values in enumerate(self.worth):
-            gains[starts[group] : starts[group + 1]] = [values[n] for n in self.options[group]]
-        rows, columns, values_, right = self._agreement(blocks, starts)
-        shares = [self._times(parts, most, blocks, starts) for parts, most in budgets]
-        # The stubs know no sparse matrices here; scipy takes them.
-        agree: Any = csr_matrix((values_, (rows, columns)), shape=(len(right), int(starts[-1])))
-        answer = linprog(
-            -gains,
-            A_ub=np.array([times for times, _ in shares]),
-            b_ub=np.array([1 - fixed for _, fixed in shares]),
-            A_eq=agree,
-            b_eq=np.array(right),
-            method="highs",
-            options={"time_limit": _BOUND_TIME_S},
+def _dual(gains: Tables, costs: Sequence[_Cost], order: Sequence[int]) -> float | None:
+    """The lowest bound that prices give."""
+    narrowest = [0] * len(gains)
+    for (group,), table in gains.items():
+        narrowest[group] = len(table) - 1
+    found = [narrowest, [0] * len(gains)]
+    if max(cost.at(narrowest) for cost in costs) > 1:
+        return None
+    bound = 1.0
+    for _ in range(_ROUNDS):
+        value, prices = _mixture(
+            [_value(gains, places) for places in found],
+            [[cost.at(places) for places in found] for cost in costs],
         )
-        return None if answer.status or answer.fun is None else -float(answer.fun)
+        priced = dict(gains)
+        for price, cost in zip(prices, costs, strict=True):
+            for groups, table in cost.tables.items():
+                priced[groups] = priced.get(groups, 0.0) - price * table
+        places = _best_places(priced, order)
+        fixed = sum(price * (1 - cost.fixed) for price, cost in zip(prices, costs, strict=True))
+        bound = min(bound, _value(priced, places) + fixed)
+        if bound - value < _CLOSE or places in found:
+            break
+        found.append(places)
+    return bound
 
-    def _agreement(
-        self, blocks: Sequence[tuple[int, ...]], starts: npt.NDArray[np.int64]
-    ) -> tuple[list[int], list[int], list[float], list[float]]:
-        """Equations, as a sparse matrix: groups are whole, and pairs add up to their groups."""
-        rows: list[int] = []
-        columns: list[int] = []
-        values: list[float] = []
-        right: list[float] = []
-        for number, block in enumerate(blocks):
-            choices = self._choices(block)
-            if len(block) == 1:
-                rows += [len(right)] * len(choices)
-                columns += range(starts[number], starts[number + 1])
-                values += [1.0] * len(choices)
-                right.append(1.0)
-                continue
-            for place, group in enumerate(block):
-                for option_number, option in enumerate(self.options[group]):
-                    mine = [n for n, choice in enumerate(choices) if choice[place] == option]
-                    rows += [len(right)] * (len(mine) + 1)
-                    columns += [int(starts[number]) + n for n in mine]
-                    columns.append(int(starts[group]) + option_number)
-                    values += [*([1.0] * len(mine)), -1.0]
-                    right.append(0.0)
-        return rows, columns, values, right
 
-    def _times(
-        self,
-        parts: Parts,
-        most: float,
-        blocks: Sequence[tuple[int, ...]],
-        starts: npt.NDArray[np.int64],
-    ) -> tuple[npt.NDArray[np.float64], float]:
-        """Each variable's time and the time of what has no choice, as shares of the budget."""
-        times = np.zeros(starts[-1])
-        fixed = parts.rest
-        places = {block: number for number, block in enumerate(blocks)}
-        for time, groups in zip(parts.times, parts.groups, strict=True):
-            block = self._block(groups)
-            if not block:
-                fixed += time(self.full)
-                continue
-            start = int(starts[places[block]])
-            for n, choice in enumerate(self._choices(block)):
-                counts = self.full.copy()
-                counts[list(block)] = choice
-                times[start + n] += time(counts)
-        return times / most, fixed / most
+def _mixture(
+    values: Sequence[float], shares: Sequence[Sequence[float]]
+) -> tuple[float, list[float]]:
+    """The most that a mixture of widths is worth within the budgets, and the price of each."""
+    from scipy.optimize import linprog
+
+    answer = linprog(
+        -np.array(values),
+        A_ub=np.array(shares),
+        b_ub=np.ones(len(shares)),
+        A_eq=np.ones((1, len(values))),
+        b_eq=[1.0],
+        method="highs",
+    )
+    assert answer.fun is not None  # the narrowest widths are within the budgets
+    return -float(answer.fun), [max(0.0, -float(price)) for price in answer.ineqlin.marginals]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from scipy.optimize import linprog
 
 from prune2deploy.budget import Widths
 from prune2deploy.budget.latency import (
@@ -259,18 +260,57 @@ def test_the_price_finds_what_is_worth_little_for_its_time() -> None:
     assert counts.tolist() == [2, 8]
 
 
-def test_no_bound_where_a_part_depends_on_three_groups() -> None:
+def best_mixture(problem: Problem, budgets: Sequence[Budget]) -> float:
+    """The best bound that prices can give: the most of a mixture of all counts there are."""
+    counts = list(every(problem.widths))
+    answer = linprog(
+        [-value_of(problem.scores, one) for one in counts],
+        A_ub=[[parts.total(one) / most for one in counts] for parts, most in budgets],
+        b_ub=[1.0] * len(budgets),
+        A_eq=[[1.0] * len(counts)],
+        b_eq=[1.0],
+    )
+    return -float(answer.fun)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("share", [0.2, 0.6])
+def test_the_bound_is_the_best_that_prices_of_time_give(seed: int, share: float) -> None:
+    problem = chain(seed, 3 + seed % 3)
+    other = chain(seed + 100, 3 + seed % 3, step=8).parts
+    budgets = [(problem.parts, problem.at(share)), (other, other.total(problem.full) * 0.7)]
+    for some in (budgets[:1], budgets):
+        bound = upper_bound(problem.scores, problem.widths, some)
+        assert bound == pytest.approx(best_mixture(problem, some), abs=2e-5)
+
+
+def test_the_bound_of_a_part_that_depends_on_three_groups() -> None:
     problem = chain(0, 3)
-    parts = Parts([lambda kept: float(kept.sum())], [[0, 1, 2]])
-    assert upper_bound(problem.scores, problem.widths, [(parts, 1e9)]) is None
-    _, counts = keep_under_times(problem.scores, problem.widths, [(parts, 60.0)])
-    assert counts.sum() <= 60
+    parts = Parts([lambda kept: float(kept.sum()), layer(2, 0, 4, 0.1)], [[0, 1, 2], [2, 0]])
+    budgets = [(parts, parts.total(problem.full) * 0.7)]
+    bound = upper_bound(problem.scores, problem.widths, budgets)
+    assert bound == pytest.approx(best_mixture(problem, budgets), abs=2e-5)
+    _, counts = keep_under_times(problem.scores, problem.widths, budgets)
+    assert parts.total(counts) <= budgets[0][1]
 
 
-def test_no_bound_where_the_program_is_large() -> None:
-    widths = [Widths(f"g{n}", tuple(range(200, 0, -1))) for n in range(2)]
-    parts = Parts([layer(0, 1, 1, 1.0)], [[0, 1]])
-    assert upper_bound([np.ones(200)] * 2, widths, [(parts, 100.0)]) is None
+def test_no_bound_where_groups_are_joined_densely() -> None:
+    widths = [Widths(f"g{n}", tuple(range(200, 0, -1))) for n in range(4)]
+    pairs = list(itertools.combinations(range(4), 2))
+    dense = Parts([layer(a, b, 1, 1.0) for a, b in pairs], pairs)
+    assert upper_bound([np.ones(200)] * 4, widths, [(dense, 1e5)]) is None
+    tree = Parts([layer(a, b, 1, 1.0) for a, b in pairs[:3]], pairs[:3])
+    assert upper_bound([np.ones(200)] * 4, widths, [(tree, 1e5)]) is not None
+
+
+def test_what_has_no_choice_takes_its_time_from_the_bound() -> None:
+    problem = chain(5, 4)
+    problem.scores[2] = None
+    budgets = [(problem.parts, problem.at(0.9))]
+    fixed = [Widths(w.name, w.counts[:1]) if n == 2 else w for n, w in enumerate(problem.widths)]
+    same = Problem(problem.scores, fixed, problem.parts)
+    bound = upper_bound(problem.scores, problem.widths, budgets)
+    assert bound == pytest.approx(best_mixture(same, budgets), abs=2e-5)
 
 
 def test_the_share_of_the_importance() -> None:
