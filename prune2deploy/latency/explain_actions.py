@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from prune2deploy.latency.explain_nodes import Widths
+from prune2deploy.latency.explain_nodes import Widths, worth_having
 
 # A kernel's start, threads waking up included, is of this order; below it widths hardly matter.
 FIXED_MS = 0.02
@@ -77,9 +76,10 @@ def widths_action(widths: Widths, step: int) -> str:
             ("in", widths.inside),
         ]
     )
-    off = [(side, width) for side, width in sides if width % step]
+    worth = {side: worth_having(width, step, halved=side == "in") for side, width in sides}
+    off = [(side, width) for side, width in sides if width not in worth[side]]
     for side, width in off:
-        up, down = math.ceil(width / step) * step, width // step * step
+        down, up = worth[side]
         choice = f"{up} or {down}" if down else str(up)
         named = f" {side}" if side == "in" or len(off) > 1 else ""
         found.append(f"make {width} channels{named} {choice}")

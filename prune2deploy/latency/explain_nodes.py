@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prune2deploy.latency.layer_names import FileGraph, Key, channels_of, graph_of
+from prune2deploy.latency.staircase.grid import half_of
 
 Shape = tuple[int, ...]
 _US_PER_MS = 1e3
@@ -25,7 +26,9 @@ class Widths:
     def useful(self, step: int) -> float:
         """Return the share of the work that is left if widths are rounded up to a step."""
         out = self.outside / _up(self.outside, step)
-        return out if self.depthwise else out * self.inside / _up(self.inside, step)
+        if self.depthwise:
+            return out
+        return out * self.inside / worth_having(self.inside, step, halved=True)[1]
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,19 @@ def padding_step(models: Sequence[FileTimes]) -> int | None:
         if all(computed in (own, _up(own, step)) for own, computed in pairs):
             return step
     return None
+
+
+def worth_having(width: int, step: int, halved: bool) -> tuple[int, int]:
+    """Return the widths below and above (or equal) that waste nothing; 0 where none is below.
+
+    halved: it is an input. Of no more than half a step, inputs are read in another way, without
+    the other half (design.md, 5).
+    """
+    half = half_of(step) if halved else None
+    if half is not None and width <= half:
+        return 0, half
+    down = (width - 1) // step * step
+    return down or half or 0, _up(width, step)
 
 
 def _up(width: int, step: int) -> int:

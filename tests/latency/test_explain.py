@@ -294,6 +294,20 @@ def test_which_widths_are_worth_having() -> None:
     assert widths_action(Widths(32, 5, False), 16) == "make 5 channels 16"
     both = widths_action(Widths(20, 40, False), 16)
     assert both == "make 40 channels out 48 or 32, make 20 channels in 32 or 16"
+    assert widths_action(Widths(12, 16, False), 16) == "make 12 channels in 16 or 8"
+    assert widths_action(Widths(6, 16, False), 16) == "make 6 channels in 8"
+
+
+def test_an_input_of_half_a_step_is_no_waste_and_an_output_is() -> None:
+    # ONNX Runtime reads 8 channels as they are where its kernels compute 16 (design.md, 5).
+    assert Widths(8, 16, False).useful(16) == 1
+    assert Widths(4, 16, False).useful(16) == 0.5
+    assert Widths(12, 16, False).useful(16) == 0.75
+    assert Widths(16, 8, False).useful(16) == 0.5
+    assert Widths(8, 8, True).useful(16) == 0.5
+    assert widths_action(Widths(8, 24, False), 16) == "make 24 channels 32 or 16"
+    # Below 8 there are no halves: nothing was measured there.
+    assert Widths(2, 4, False).useful(4) == 0.5
 
 
 def test_macs_of_grouped_convolutions_and_linear_layers(tmp_path: Path) -> None:
