@@ -5,11 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 from prune2deploy.yaml_text import Key
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _one_is_a_list_too(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+DeviceName = Annotated[str, Field(min_length=1)]
+DeviceNames = Annotated[
+    tuple[DeviceName, ...],
+    BeforeValidator(_one_is_a_list_too, json_schema_input_type=DeviceName | tuple[DeviceName, ...]),
+]
+"""Devices, as a list or the name of one."""
 
 
 class CrossCheckError(ValueError):

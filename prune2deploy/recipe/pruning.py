@@ -18,7 +18,7 @@ from pydantic import (
 from prune2deploy.errors import nearest_name_hint
 from prune2deploy.methods import METHODS, Method
 from prune2deploy.methods.base import Unit
-from prune2deploy.recipe.fields import Section, Share
+from prune2deploy.recipe.fields import DeviceNames, Section, Share
 from prune2deploy.recipe.searching import SearchSection
 from prune2deploy.recipe.training import TrainSection
 from prune2deploy.yaml_text import Key
@@ -90,7 +90,7 @@ class BudgetSection(Section):
         description="Beside a time: the most that a process which runs the network may take on the "
         "devices of 'on' at its peak, with interpreter and runtime, in MB (10^6 bytes).",
     )
-    on: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+    on: DeviceNames = Field(
         default=("local",),
         min_length=1,
         description="Devices that a latency_ms or speedup is for, names of devices.yaml; all "
@@ -106,11 +106,6 @@ class BudgetSection(Section):
         description="2:4: of each four weights along the input channels two are kept, as sparse "
         "tensor cores want it; for methods that prune single weights.",
     )
-
-    @field_validator("on", mode="before")
-    @classmethod
-    def _one_device_is_a_list_too(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
 
     def misfits(self) -> list[tuple[Key, str]]:
         """The unit."""

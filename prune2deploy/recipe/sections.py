@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from prune2deploy.recipe.fields import Section
+from prune2deploy.recipe.fields import DeviceNames, Section
 from prune2deploy.recipe.sources import DATA_KINDS, DATA_NAMES, MODEL_KINDS, check_source
 from prune2deploy.recipe.training import TrainSection
 from prune2deploy.yaml_text import Key
@@ -220,7 +220,7 @@ class Int8Section(Section):
 class EnginesSection(Section):
     """TensorRT engines, built on the devices that run them."""
 
-    on: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+    on: DeviceNames = Field(
         default=(),
         description="Devices to build on besides those of profile.on that have a TensorRT runtime.",
     )
@@ -285,7 +285,7 @@ class ExportSection(Section):
 class ProfileSection(Section):
     """Where and how the latency is measured."""
 
-    on: tuple[str, ...] = Field(
+    on: DeviceNames = Field(
         default=("local",),
         min_length=1,
         description="Devices to measure on: names of devices.yaml, or 'local', this machine.",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from prune2deploy.errors import RecipeError
 from prune2deploy.methods import METHODS, Method
 from prune2deploy.recipe import PruneSection, Recipe, TrainSection, dump_recipe, parse_recipe
 
@@ -45,6 +46,21 @@ def test_budgets_of_time_with_rounds_and_limits(good: str, budget: str) -> None:
     assert isinstance(recipe.prune.budget.on, tuple)
 
 
+@pytest.mark.parametrize("key", ["profile.on", "prune.budget.on", "export.engines.on"])
+def test_one_device_may_be_written_without_a_list(good: str, key: str) -> None:
+    def devices(value: str) -> object:
+        time = "prune.budget={speedup: 2}"
+        found = parse_recipe(good, "r.yaml", [time, f"{key}={value}"])
+        for name in key.split("."):
+            found = getattr(found, name)
+        return found
+
+    assert devices("pi5") == devices("[pi5]") == ("pi5",)
+    for empty in ("''", "['']"):
+        with pytest.raises(RecipeError, match=f"{key}.*should have at least 1 character"):
+            devices(empty)
+
+
 def test_a_recipe_cannot_be_changed(good: str) -> None:
     recipe = parse_recipe(good, "r.yaml")
     with pytest.raises(ValueError, match="frozen"):
@@ -80,7 +96,7 @@ def test_a_recipe_cannot_be_changed(good: str) -> None:
         ("data.source=imagefolders", "Did you mean 'imagefolder'?"),
         ("task=detection", "Expected classification, path/to/file.py:NAME"),
         ("prune.method=chipp", "no pruning method is named 'chipp'. Did you mean 'chip'?"),
-        ("profile.on=pi5", "should be a valid list, found 'pi5'"),
+        ("profile.on=5", "should be a valid list, found 5"),
         ("profile.retries=-1", "should be greater than or equal to 0, found -1"),
         ("profile.on=[local, local]", "names a device twice"),
         ("profile.on=[]", "at least 1 item"),
