@@ -10,7 +10,8 @@ from typing import Any
 
 from prune2deploy.devices import Devices
 from prune2deploy.latency import ProfileOptions, ProfileResult
-from prune2deploy.latency.profile import options_on, result_from_answer
+from prune2deploy.latency.options import options_on
+from prune2deploy.latency.results import result_from_answer
 
 
 def fake_answer(paths: Mapping[str, Path]) -> dict[str, Any]:

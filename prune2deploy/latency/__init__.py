@@ -7,15 +7,10 @@ from prune2deploy.latency.format import format_result
 from prune2deploy.latency.kept import ResultFolder, keep_layers
 from prune2deploy.latency.layers import LayersResult, profile_layers
 from prune2deploy.latency.layers_format import format_layers
+from prune2deploy.latency.options import NVIDIA, ProfileOptions
 from prune2deploy.latency.outputs import outputs_on
-from prune2deploy.latency.profile import (
-    NVIDIA,
-    Latency,
-    ProfileOptions,
-    ProfileResult,
-    Speedup,
-    profile,
-)
+from prune2deploy.latency.profile import profile
+from prune2deploy.latency.results import Latency, ProfileResult, Speedup
 
 __all__ = [
     "NVIDIA",

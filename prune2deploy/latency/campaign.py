@@ -12,13 +12,9 @@ from prune2deploy import progress
 from prune2deploy.devices import CommonSettings, Devices, SshSettings, load_devices, open_device
 from prune2deploy.errors import DeviceError
 from prune2deploy.latency.kept import ResultFolder
-from prune2deploy.latency.profile import (
-    ProfileOptions,
-    ProfileResult,
-    named_models,
-    options_on,
-    profile,
-)
+from prune2deploy.latency.options import ProfileOptions, options_on
+from prune2deploy.latency.profile import named_models, profile
+from prune2deploy.latency.results import ProfileResult
 from prune2deploy.latency.side_by_side import side_by_side
 
 _log = logging.getLogger(__name__)

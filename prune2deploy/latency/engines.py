@@ -11,8 +11,7 @@ from typing import Any
 from prune2deploy import progress
 from prune2deploy.devices import Devices, load_devices, open_device
 from prune2deploy.errors import DeviceError
-from prune2deploy.export.precision import made_for_onnx_runtime, precision_of
-from prune2deploy.latency.profile import NVIDIA as RUNTIMES
+from prune2deploy.latency.options import NVIDIA as RUNTIMES
 
 _LIMIT_S = 3600.0
 
@@ -46,6 +45,9 @@ def file_precision(path: Path) -> str:
     Raises:
         DeviceError: it is int8 for another runtime.
     """
+    # It takes torch and onnx, which a latency on a board needs for nothing else.
+    from prune2deploy.export.precision import made_for_onnx_runtime, precision_of
+
     counts = precision_of(path)
     if counts["int8"].layers and made_for_onnx_runtime(path):
         raise DeviceError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from prune2deploy.latency.profile import Latency, ProfileResult
+from prune2deploy.latency.results import Latency, ProfileResult
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType

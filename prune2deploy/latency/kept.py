@@ -15,7 +15,8 @@ from typing import Any
 from prune2deploy.devices import CommonSettings
 from prune2deploy.errors import DeviceError
 from prune2deploy.latency.layers import LayersResult
-from prune2deploy.latency.profile import ProfileOptions, ProfileResult, result_from_answer
+from prune2deploy.latency.options import ProfileOptions
+from prune2deploy.latency.results import ProfileResult, result_from_answer
 
 FORMAT = 1
 FOLDER = "latency"

@@ -15,7 +15,8 @@ from typing import Any
 from prune2deploy import progress
 from prune2deploy.devices import Answer, CommonSettings, Devices, load_devices, open_device
 from prune2deploy.latency.layer_names import FileGraph, Key, channels_of, read_graph
-from prune2deploy.latency.profile import ProfileOptions, named_models, options_on
+from prune2deploy.latency.options import ProfileOptions, options_on
+from prune2deploy.latency.profile import named_models
 
 __all__ = ["Layer", "LayerTime", "LayersResult", "ModelRuns", "profile_layers"]
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from prune2deploy import progress
 from prune2deploy.devices import Devices, load_devices, open_device
 from prune2deploy.errors import DeviceError
-from prune2deploy.latency.profile import NVIDIA, precisions_of
+from prune2deploy.latency.options import NVIDIA
+from prune2deploy.latency.profile import precisions_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

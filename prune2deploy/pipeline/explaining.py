@@ -12,7 +12,7 @@ from prune2deploy.errors import DeviceError, RecipeError
 from prune2deploy.latency import ProfileOptions, profile_layers
 from prune2deploy.latency.explain import Explanation, Measured, explain
 from prune2deploy.latency.layers import LayersResult
-from prune2deploy.latency.profile import ProfileResult, result_from_answer
+from prune2deploy.latency.results import ProfileResult, result_from_answer
 from prune2deploy.latency.staircase.measure import conditions_of
 from prune2deploy.latency.staircase.table import load_table, table_path
 from prune2deploy.pipeline import folder as files

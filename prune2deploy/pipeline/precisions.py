@@ -28,7 +28,7 @@ from prune2deploy.export.precision import (
     to_int8,
     to_int8_within,
 )
-from prune2deploy.latency.profile import BUILT
+from prune2deploy.latency.options import BUILT
 from prune2deploy.pipeline.inputs import EVALUATION_BATCH, Inputs
 from prune2deploy.recipe import ExportSection
 from prune2deploy.report import PrecisionFigures

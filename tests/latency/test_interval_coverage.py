@@ -14,7 +14,7 @@ from scipy.signal import lfilter
 from scipy.stats import binom, norm
 
 from prune2deploy.latency import statistics
-from prune2deploy.latency.profile import block_medians
+from prune2deploy.latency.results import block_medians
 from prune2deploy.latency.statistics import paired_ratio, percentile_of
 
 Rng = np.random.Generator

@@ -15,7 +15,7 @@ from tiny_onnx import ConvModel
 from prune2deploy import progress
 from prune2deploy.errors import DeviceError
 from prune2deploy.latency import ProfileOptions, ProfileResult, format_result, profile
-from prune2deploy.latency.profile import block_medians, result_from_answer
+from prune2deploy.latency.results import block_medians, result_from_answer
 
 
 def answer_with(turns: list[dict[str, Any]], models: int, **changes: Any) -> dict[str, Any]:

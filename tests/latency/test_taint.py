@@ -13,7 +13,8 @@ import pytest
 from tiny_onnx import QUICK, ConvModel
 
 from prune2deploy.devices.local import LocalDevice
-from prune2deploy.latency.profile import ProfileOptions, result_from_answer
+from prune2deploy.latency.options import ProfileOptions
+from prune2deploy.latency.results import result_from_answer
 from prune2deploy.latency.taint import taints
 from prune2deploy.probe.state import state
 

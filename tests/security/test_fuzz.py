@@ -27,7 +27,7 @@ from prune2deploy.errors import Prune2DeployError
 from prune2deploy.export.precision import precision_of
 from prune2deploy.export.precision.graphs import load_graph
 from prune2deploy.latency import ProfileOptions
-from prune2deploy.latency.profile import result_of_device
+from prune2deploy.latency.results import result_of_device
 from prune2deploy.latency.staircase.table import load_table
 from prune2deploy.models.checkpoint import load_state_dict_file
 from prune2deploy.pipeline.stages import usable

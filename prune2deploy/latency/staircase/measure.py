@@ -13,7 +13,7 @@ from prune2deploy import progress
 from prune2deploy.devices import Device
 from prune2deploy.devices.features import features_of
 from prune2deploy.errors import DeviceError
-from prune2deploy.latency.profile import ProfileOptions, options_on
+from prune2deploy.latency.options import ProfileOptions, options_on
 from prune2deploy.latency.staircase.grid import grid, refined, step_of
 from prune2deploy.latency.staircase.specs import LayerSpec
 from prune2deploy.latency.staircase.table import Table, load_table, table_path
