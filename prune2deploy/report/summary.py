@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prune2deploy.report.metrics import LayerWeights, Metrics
 from prune2deploy.report.not_faster import not_faster
+from prune2deploy.report.saturation import saturating
 from prune2deploy.report.tables import comparison_rows, conditions, doubts, gate_findings
 from prune2deploy.search import SearchRecord
 
@@ -19,7 +20,7 @@ def summary_markdown(metrics: Metrics, search: SearchRecord | None = None) -> st
     lines = [f"# {metrics.name}", "", "| | before | after | change |", "|---|---:|---:|---:|"]
     lines += [f"| {' | '.join(row)} |" for row in comparison_rows(metrics)]
     lines += ["", conditions(metrics), ""]
-    doubted = doubts(metrics)
+    doubted = [*doubts(metrics), *saturating(metrics)]
     if doubted:
         lines += [*(f"- {line}" for line in doubted), ""]
     slow = not_faster(metrics)

@@ -11,6 +11,7 @@ from rich.text import Text
 from prune2deploy.report.metrics import GateResult, Metrics, PrecisionFigures
 from prune2deploy.report.not_faster import not_faster
 from prune2deploy.report.numbers import count_text, milliseconds, percent_change, size_text
+from prune2deploy.report.saturation import saturating
 
 Row = tuple[str, str, str, str]
 
@@ -147,7 +148,7 @@ def results_table(metrics: Metrics) -> Stack:
     for row in comparison_rows(metrics):
         table.add_row(*map(Text, row))
     parts: list[Any] = [table, Text(conditions(metrics), style="dim")]
-    parts += [Text(line, style="yellow") for line in doubts(metrics)]
+    parts += [Text(line, style="yellow") for line in (*doubts(metrics), *saturating(metrics))]
     parts += [Text(line) for line in not_faster(metrics)]
     for note in metrics.pruning.notes:
         parts.append(Text(f"note: {note}"))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from prune2deploy.report import PrecisionFigures
+from prune2deploy.report import Metrics, PrecisionFigures
 from prune2deploy.report.not_faster import not_faster
+from prune2deploy.report.saturation import saturating
 
 VNNI = ["avx2", "avx512_vnni"]
 
@@ -34,10 +35,16 @@ def told(
     one: PrecisionFigures, lower: float, flags: list[str] | None = VNNI, **changes: Any
 ) -> list[str]:
     """fp32 is 1.5 times as fast as the original."""
-    setup = {"machine": {"cpu_flags": flags}, "versions": {"onnxruntime": "1"}}
     speedups = [speedup("pruned", 1.5), speedup(f"pruned {one.precision}", lower)]
-    measured = {"device": "pi5", "tainted": [], "setup": setup, "speedups": speedups, **changes}
-    return not_faster(SimpleNamespace(latency=[measured], precisions=[one]))  # type: ignore[arg-type]
+    return not_faster(run_of(one, flags, speedups=speedups, **changes))
+
+
+def run_of(one: PrecisionFigures, flags: list[str] | None, **changes: Any) -> Metrics:
+    """What the reasons are read from."""
+    machine = {"cpu_flags": flags, "kind": "x86" if flags and "avx2" in flags else "arm"}
+    setup = {"machine": machine, "versions": {"onnxruntime": "1"}}
+    measured = {"device": "pi5", "tainted": [], "setup": setup, **changes}
+    return cast(Metrics, SimpleNamespace(latency=[measured], precisions=[one]))
 
 
 def test_what_is_faster_needs_no_reason() -> None:
@@ -76,3 +83,28 @@ def test_fp16_on_a_cpu_saves_room_only() -> None:
 def test_a_tainted_measurement_is_a_reason() -> None:
     (line,) = told(figures(), 1.2, tainted=["throttled"])
     assert "The measurement is tainted." in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "saturates"),
+    [
+        (["avx2"], True),
+        (["avx2", "avx512f"], True),
+        (VNNI, False),
+        (["avx2", "amx_tile"], False),
+        (["asimd"], False),
+        (None, False),
+    ],
+)
+def test_int8_that_saturates_is_told_wherever_it_is_measured(
+    flags: list[str] | None, saturates: bool
+) -> None:
+    lines = saturating(run_of(figures(), flags))
+    assert len(lines) == saturates
+    assert all(line.startswith("int8 on pi5: large sums saturate") for line in lines)
+
+
+def test_nothing_else_saturates() -> None:
+    assert saturating(run_of(figures("fp16", fp16=20), ["avx2"])) == []
+    engine = {"machine": {"cpu_flags": ["avx2"], "kind": "x86"}, "versions": {"tensorrt": "10"}}
+    assert saturating(run_of(figures(), ["avx2"], setup=engine)) == []
