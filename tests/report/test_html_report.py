@@ -7,6 +7,7 @@ import hashlib
 import html
 import itertools
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -99,6 +100,7 @@ def test_what_a_whole_run_shows(whole: str) -> None:
         "Multiply-accumulates by layer",
         "64 → 40",
         "loses too much: whole",
+        "int8 is slower than fp32 on pi5: 1.05 times",
         "Networks that the search tried",
         "Judged on whole.",
         "No rule for the operator whole , met 2 times",
@@ -111,6 +113,15 @@ def test_what_a_whole_run_shows(whole: str) -> None:
         "whole is not there.",
     ):
         assert piece in text, piece
+
+
+def test_where_int8_does_not_compute_what_its_file_says() -> None:
+    old = device(pruned_int8=0.8)
+    old["setup"]["machine"] |= {"kind": "x86", "cpu_flags": ["avx2"]}
+    found = full_run()
+    shown = run_page(replace(found, metrics=full_metrics(latency=[old])))
+    assert "int8 on local: large sums saturate" in Page(shown).text
+    assert "saturate" not in Page(run_page(found)).text
 
 
 def test_a_run_without_anything_optional(bare: str) -> None:

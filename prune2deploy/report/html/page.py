@@ -15,6 +15,8 @@ from prune2deploy.report.html import figures, tables
 from prune2deploy.report.html.charts import Chart
 from prune2deploy.report.html.contents import RunContents
 from prune2deploy.report.html.verdict import accuracy_interval, verdict
+from prune2deploy.report.not_faster import not_faster
+from prune2deploy.report.saturation import saturating
 from prune2deploy.report.svg import clean
 from prune2deploy.report.tables import conditions, gate_findings
 
@@ -68,6 +70,7 @@ def run_page(run: RunContents) -> str:
         comparison=tables.comparison_table(metrics),
         findings=[gate_findings(gate) for gate in metrics.gates],
         precisions=tables.precisions_table(metrics),
+        precision_notes=[*saturating(metrics), *not_faster(metrics)],
         kept=tables.kept_layers(metrics),
         frozen=tables.frozen_table(metrics.pruning.frozen),
         devices=[
