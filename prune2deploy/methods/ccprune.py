@@ -24,7 +24,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prune2deploy.channels import Graph, Role
-from prune2deploy.methods.base import Context, Method, MethodOptions, filters, require_some, scales
+from prune2deploy.methods.base import Context, Method, MethodOptions
+from prune2deploy.methods.common.readings import filters, require_some, scales
 
 
 def score(

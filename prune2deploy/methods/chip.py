@@ -36,13 +36,8 @@ from torch import Tensor
 from prune2deploy.channels import Tap
 from prune2deploy.channels.activations import read_activations
 from prune2deploy.errors import MethodError
-from prune2deploy.methods.base import (
-    Context,
-    Method,
-    MethodOptions,
-    require_some,
-    training_images,
-)
+from prune2deploy.methods.base import Context, Method, MethodOptions
+from prune2deploy.methods.common.readings import require_some, training_images
 
 NODES = 128
 LOWEST, HIGHEST = -20.0, 14.0

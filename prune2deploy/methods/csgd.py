@@ -41,16 +41,8 @@ from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
 from prune2deploy.channels import Graph, Group, Role, Slot
-from prune2deploy.methods.base import (
-    Context,
-    IndexTable,
-    Method,
-    MethodOptions,
-    Step,
-    filters,
-    require_some,
-    rows,
-)
+from prune2deploy.methods.base import Context, IndexTable, Method, MethodOptions, Step
+from prune2deploy.methods.common.readings import filters, require_some, rows
 
 MOST = 0.25
 """lr * eps of a step, at most: what is pulled further than to the mean swings about it."""

@@ -33,16 +33,8 @@ from torch import Tensor
 from prune2deploy import progress
 from prune2deploy.errors import MethodError
 from prune2deploy.methods import l1
-from prune2deploy.methods.base import (
-    Allocation,
-    Context,
-    Counts,
-    Method,
-    MethodOptions,
-    Scores,
-    filters,
-    require_some,
-)
+from prune2deploy.methods.base import Allocation, Context, Counts, Method, MethodOptions, Scores
+from prune2deploy.methods.common.readings import filters, require_some
 from prune2deploy.methods.common.trials import value_of
 
 log = logging.getLogger(__name__)

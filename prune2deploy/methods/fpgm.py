@@ -30,16 +30,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prune2deploy.channels import Graph, Role, Slot
-from prune2deploy.methods.base import (
-    Context,
-    Method,
-    MethodOptions,
-    Step,
-    filters,
-    joint_norms,
-    require_some,
-    weight_slots,
-)
+from prune2deploy.methods.base import Context, Method, MethodOptions, Step
+from prune2deploy.methods.common.readings import filters, joint_norms, require_some, weight_slots
 from prune2deploy.methods.sfp import produced_parts, smallest, zero_channels
 
 COLUMNS_AT_ONCE = 65536

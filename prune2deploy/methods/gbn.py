@@ -37,8 +37,9 @@ from pydantic import Field
 from torch import Tensor
 
 from prune2deploy.channels import Graph, Group, Role, Slot
-from prune2deploy.methods.base import Context, Method, MethodOptions, require_some
+from prune2deploy.methods.base import Context, Method, MethodOptions
 from prune2deploy.methods.common.gates import ScaledNorm, scaled_norms
+from prune2deploy.methods.common.readings import require_some
 from prune2deploy.methods.rsnli import relative_costs
 from prune2deploy.methods.taylor import changes
 

@@ -31,11 +31,8 @@ from pydantic import Field
 from torch import Tensor
 
 from prune2deploy.channels import Graph, Role, Slot
-from prune2deploy.methods.base import (
-    Context,
-    Method,
-    MethodOptions,
-    Step,
+from prune2deploy.methods.base import Context, Method, MethodOptions, Step
+from prune2deploy.methods.common.readings import (
     by_channel,
     filters,
     require_some,

@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prune2deploy.methods.base import Context, Method, MethodOptions, filters, require_some
+from prune2deploy.methods.base import Context, Method, MethodOptions
+from prune2deploy.methods.common.readings import filters, require_some
 
 
 def score(weight: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from prune2deploy.methods.base import Context, Method, MethodOptions, filter_norms
+from prune2deploy.methods.base import Context, Method, MethodOptions
+from prune2deploy.methods.common.readings import filter_norms
 
 
 class L2(Method[MethodOptions]):

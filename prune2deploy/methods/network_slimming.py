@@ -20,7 +20,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prune2deploy.channels import Graph
-from prune2deploy.methods.base import Context, Method, MethodOptions, mean_scales, scale_parameters
+from prune2deploy.methods.base import Context, Method, MethodOptions
+from prune2deploy.methods.common.readings import mean_scales, scale_parameters
 
 
 def add_subgradient(gamma: nn.Parameter, penalty: float) -> None:

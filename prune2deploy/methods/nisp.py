@@ -39,14 +39,8 @@ from torch import Tensor
 from prune2deploy.channels import Graph, Group, Role
 from prune2deploy.channels.activations import read_activations
 from prune2deploy.errors import MethodError
-from prune2deploy.methods.base import (
-    Context,
-    Method,
-    MethodOptions,
-    filters,
-    require_some,
-    training_images,
-)
+from prune2deploy.methods.base import Context, Method, MethodOptions
+from prune2deploy.methods.common.readings import filters, require_some, training_images
 from prune2deploy.methods.common.shadow import propagate
 
 MOST_RESPONSES = 8192

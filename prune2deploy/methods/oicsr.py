@@ -21,14 +21,8 @@ from torch import Tensor, nn
 
 from prune2deploy.channels import Graph, Group, Role, Slot
 from prune2deploy.errors import MethodError
-from prune2deploy.methods.base import (
-    Context,
-    Method,
-    MethodOptions,
-    require_some,
-    rows,
-    weight_slots,
-)
+from prune2deploy.methods.base import Context, Method, MethodOptions
+from prune2deploy.methods.common.readings import require_some, rows, weight_slots
 
 
 def energy(parts: list[Tensor]) -> Tensor:

@@ -38,15 +38,8 @@ from torch import Tensor, nn
 
 from prune2deploy.channels import Graph, Group, Role, Slot
 from prune2deploy.errors import MethodError
-from prune2deploy.methods.base import (
-    Context,
-    Method,
-    MethodOptions,
-    Step,
-    by_channel,
-    require_some,
-    rows,
-)
+from prune2deploy.methods.base import Context, Method, MethodOptions, Step
+from prune2deploy.methods.common.readings import by_channel, require_some, rows
 
 CHECKS = 20
 """How often eps is looked at in the second stage."""

@@ -21,14 +21,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prune2deploy.channels import Graph
-from prune2deploy.methods.base import (
-    Context,
-    Method,
-    MethodOptions,
-    Step,
-    mean_scales,
-    scale_parameters,
-)
+from prune2deploy.methods.base import Context, Method, MethodOptions, Step
+from prune2deploy.methods.common.readings import mean_scales, scale_parameters
 
 
 def regularizer(gamma: Tensor, t: float) -> Tensor:

@@ -46,15 +46,9 @@ from torch import Tensor, nn
 from prune2deploy.channels import Graph
 from prune2deploy.channels.norm_links import norm_behind
 from prune2deploy.errors import MethodError
-from prune2deploy.methods.base import (
-    Context,
-    Counts,
-    Method,
-    MethodOptions,
-    Step,
-    learned_scores,
-)
+from prune2deploy.methods.base import Context, Counts, Method, MethodOptions, Step
 from prune2deploy.methods.common.compactors import Compactors, pairs_of
+from prune2deploy.methods.common.readings import learned_scores
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prune2deploy.channels import Graph, Role
-from prune2deploy.methods.base import Context, Method, MethodOptions, Step, mean_scales
+from prune2deploy.methods.base import Context, Method, MethodOptions, Step
+from prune2deploy.methods.common.readings import mean_scales
 
 
 def soft_threshold(values: Tensor, by: Tensor) -> Tensor:

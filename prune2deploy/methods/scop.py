@@ -42,7 +42,8 @@ from torch.utils._pytree import tree_map
 
 from prune2deploy.channels import Graph, Role
 from prune2deploy.errors import MethodError
-from prune2deploy.methods.base import Context, Method, MethodOptions, Step, require_some, rows
+from prune2deploy.methods.base import Context, Method, MethodOptions, Step
+from prune2deploy.methods.common.readings import require_some, rows
 
 _NAME = "prune2deploy_knockoffs"
 _NOISE = 128

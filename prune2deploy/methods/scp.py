@@ -39,8 +39,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prune2deploy.channels import Graph, Group, Role, Slot
-from prune2deploy.methods.base import Context, Method, MethodOptions, require_some, rows
+from prune2deploy.methods.base import Context, Method, MethodOptions
 from prune2deploy.methods.common.gates import Gates, Layout
+from prune2deploy.methods.common.readings import require_some, rows
 
 _SMALLEST = 1e-6
 """|gamma| below this counts as this, or a constant channel would have no gradient but NaN."""

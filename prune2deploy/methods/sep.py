@@ -56,10 +56,9 @@ from prune2deploy.methods.base import (
     MethodOptions,
     Scores,
     Step,
-    learned_scores,
-    weight_slots,
 )
 from prune2deploy.methods.common.branches import Branches, branched
+from prune2deploy.methods.common.readings import learned_scores, weight_slots
 from prune2deploy.methods.common.trials import value_of
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)

@@ -26,16 +26,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prune2deploy.channels import Graph, Role, Slot
-from prune2deploy.methods.base import (
-    Context,
-    Method,
-    MethodOptions,
-    Step,
-    filter_norms,
-    joint_norms,
-    rows,
-    weight_slots,
-)
+from prune2deploy.methods.base import Context, Method, MethodOptions, Step
+from prune2deploy.methods.common.readings import filter_norms, joint_norms, rows, weight_slots
 
 
 def smallest(norms: Tensor, keep: float) -> Tensor:

@@ -46,18 +46,15 @@ from torch import Tensor, nn
 from prune2deploy.channels import Graph, Role, Slot
 from prune2deploy.channels.blocks import Block
 from prune2deploy.errors import MethodError
-from prune2deploy.methods.base import (
-    Context,
-    Method,
-    MethodOptions,
-    Step,
+from prune2deploy.methods.base import Context, Method, MethodOptions, Step
+from prune2deploy.methods.common.blocks import require_blocks
+from prune2deploy.methods.common.readings import (
     by_channel,
     filters,
     require_some,
     rows,
     weight_slots,
 )
-from prune2deploy.methods.common.blocks import require_blocks
 
 
 def norms(vectors: Tensor) -> Tensor:

@@ -39,17 +39,10 @@ from torch import Tensor, nn
 
 from prune2deploy.channels import Graph
 from prune2deploy.channels.blocks import Block
-from prune2deploy.methods.base import (
-    Context,
-    Method,
-    MethodOptions,
-    Step,
-    relative_norms,
-    require_some,
-    scales,
-)
+from prune2deploy.methods.base import Context, Method, MethodOptions, Step
 from prune2deploy.methods.common.blocks import require_blocks
 from prune2deploy.methods.common.gates import BlockLayout, Gates, Layout
+from prune2deploy.methods.common.readings import relative_norms, require_some, scales
 
 
 def soft_threshold(values: Tensor, by: float) -> Tensor:

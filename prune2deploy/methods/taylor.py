@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from prune2deploy import progress
 from prune2deploy.channels import Group, Role, Slot
 from prune2deploy.errors import MethodError
-from prune2deploy.methods.base import Context, Method, MethodOptions, require_some, rows
+from prune2deploy.methods.base import Context, Method, MethodOptions
+from prune2deploy.methods.common.readings import require_some, rows
 
 _MISSING = "no layer or norm with parameters produces them"
 

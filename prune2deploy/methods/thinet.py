@@ -40,14 +40,8 @@ from torch import Tensor
 from prune2deploy.channels import Role
 from prune2deploy.channels.activations import Contraction, read_contractions, reading_sites
 from prune2deploy.errors import MethodError
-from prune2deploy.methods.base import (
-    Context,
-    IndexTable,
-    Method,
-    MethodOptions,
-    require_some,
-    training_images,
-)
+from prune2deploy.methods.base import Context, IndexTable, Method, MethodOptions
+from prune2deploy.methods.common.readings import require_some, training_images
 
 RIDGE = 1e-6
 """Share of the mean diagonal of G that is added to it in the least squares."""

@@ -42,16 +42,9 @@ from torch.nn.utils import parametrize
 
 from prune2deploy.channels import Graph, Role, Slot
 from prune2deploy.errors import MethodError
-from prune2deploy.methods.base import (
-    Context,
-    IndexTable,
-    Method,
-    MethodOptions,
-    Step,
-    require_some,
-    rows,
-)
+from prune2deploy.methods.base import Context, IndexTable, Method, MethodOptions, Step
 from prune2deploy.methods.common.gates import ScaledNorm, scaled_norms
+from prune2deploy.methods.common.readings import require_some, rows
 
 LIMIT = 10.0
 """The shift b of a gate starts between -LIMIT and LIMIT."""

@@ -6,7 +6,7 @@ import torch
 from scoring import scores_of
 
 from prune2deploy.channels import Graph
-from prune2deploy.methods.base import joint_norms
+from prune2deploy.methods.common.readings import joint_norms
 
 
 def test_the_filters_that_l1_ranks_otherwise() -> None:

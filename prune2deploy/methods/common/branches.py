@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prune2deploy.channels import Graph, Role
 from prune2deploy.channels.norm_links import is_dense, norm_behind
-from prune2deploy.methods.base import weight_slots
+from prune2deploy.methods.common.readings import weight_slots
 
 _NAME = "prune2deploy_branches"
 _HIDDEN = 4

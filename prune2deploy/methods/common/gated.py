@@ -13,15 +13,9 @@ from torch import Tensor, nn
 
 from prune2deploy.channels import Graph, Slot
 from prune2deploy.errors import MethodError
-from prune2deploy.methods.base import (
-    Context,
-    IndexTable,
-    Method,
-    Options,
-    relative_norms,
-    require_some,
-)
+from prune2deploy.methods.base import Context, IndexTable, Method, Options
 from prune2deploy.methods.common.gates import Gates, Layout, Place, gate_slots
+from prune2deploy.methods.common.readings import relative_norms, require_some
 
 
 class Gated(Method[Options]):
