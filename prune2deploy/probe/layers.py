@@ -206,7 +206,20 @@ def _node_facts(node: dict[str, Any], run_us: list[float]) -> dict[str, Any]:
     # A node that a run did not reach took no time in it.
     samples = [node["by_run"].get(number, 0) for number in range(len(run_us))]
     facts = {key: value for key, value in node.items() if key != "by_run"}
-    return {**facts, **_quartiles(samples)}
+    return {**facts, **of_whole_us(samples)}
+
+
+def of_whole_us(samples: list[float]) -> dict[str, float]:
+    """The quartiles of times that were cut to whole µs: where in its µs each lies, by how many do.
+
+    Of layers that take a few µs the plain median would be off by a tenth and more.
+    """
+    found = {}
+    for (name, plain), share in zip(_quartiles(samples).items(), (0.25, 0.5, 0.75)):
+        equal = samples.count(plain)
+        within = (len(samples) * share - sum(one < plain for one in samples)) / max(equal, 1)
+        found[name] = round(plain - 0.5 + min(max(within, 0.0), 1.0), 3) if equal > 1 else plain
+    return found
 
 
 def _outside(nodes: Iterable[dict[str, Any]], run_us: list[float]) -> list[float]:

@@ -122,6 +122,12 @@ def test_a_jump_is_looked_at_from_both_sides() -> None:
     assert set(refined(CONV, turned, 8)) == {(48, 16), (80, 16), (112, 16)}
 
 
+def test_what_a_stamp_of_whole_microseconds_makes_is_no_jump() -> None:
+    assert refined(CONV, line({32: 3.0, 64: 4.9, 96: 5.0, 128: 7.0}), 8) == []
+    larger = line({32: 30.0, 64: 49.0, 96: 50.0, 128: 70.0})
+    assert refined(CONV, larger, 8) != []
+
+
 def test_no_width_between_two_steps_is_asked_for() -> None:
     assert refined(CONV, line({8: 8, 16: 100, 24: 24}), 8) == []
 

@@ -11,7 +11,7 @@ import pytest
 
 from prune2deploy.devices import load_devices, open_device
 from prune2deploy.latency import ProfileOptions
-from prune2deploy.latency.staircase.measure import conditions_of, fill, open_table
+from prune2deploy.latency.staircase.measure import conditions_of, fill, open_table, prepare
 from prune2deploy.latency.staircase.specs import LayerSpec
 from prune2deploy.latency.staircase.table import Table
 from prune2deploy.latency.staircase.tiny import write_layers
@@ -53,6 +53,23 @@ def test_nothing_narrower_than_half_a_step_is_never_moved(tmp_path: Path) -> Non
     with open_device("local", load_devices()) as device:
         fill(table, device, OPTIONS, {LAYOUT: (8, 8)})
     assert not table.times.get(LAYOUT.key)
+
+
+def test_what_the_profiler_adds_is_found_once_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    with open_device("local", load_devices()) as device:
+        table = open_table(device, OPTIONS, path)
+        table.step = 16  # as if it had been looked for
+        prepare(table, device, OPTIONS)
+        again = open_table(device, OPTIONS, path)
+        assert again.profiler == table.profiler
+        written = path.read_bytes()
+        prepare(again, device, OPTIONS)
+    assert path.read_bytes() == written
+    assert table.profiler is not None
+    # ONNX Runtime writes down names and shapes of every node while its clock runs.
+    assert 0.2 < table.profiler.inside_us < 50
+    assert 0.2 < table.profiler.beside_us < 50
 
 
 @pytest.mark.parametrize(

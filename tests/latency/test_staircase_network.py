@@ -22,12 +22,11 @@ from prune2deploy.latency.layer_names import read_graph
 from prune2deploy.latency.staircase.network import (
     Network,
     Predictor,
-    own_us,
-    profiler_us,
+    own_times,
     read_network,
 )
 from prune2deploy.latency.staircase.specs import LayerSpec
-from prune2deploy.latency.staircase.table import Estimate, Table
+from prune2deploy.latency.staircase.table import Estimate, Profiler, Table
 from prune2deploy.latency.staircase.tiny import Point
 from prune2deploy.models.cifar_densenet import CifarDenseNet
 from prune2deploy.models.cifar_resnet import resnet20
@@ -191,7 +190,9 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
     def read(name: str) -> tuple[Graph, Network]:
         graph = traced(name)
         path = exported(graph.model, name, folder / f"{name}.onnx")
-        return graph, read_network(path, answer_for(path), graph.cost.length, graph.full)
+        return graph, read_network(
+            path, answer_for(path), graph.cost.length, graph.full, Profiler()
+        )
 
     return read
 
@@ -255,7 +256,7 @@ def test_what_has_no_weights_goes_with_its_width(tmp_path: Path) -> None:
         {"name": pool.name, "op": "MaxPool", "index": 99, "inputs": None, "outputs": None}
         | {"median": 500.0, "output_shapes": None}
     )
-    network = read_network(path, answer, graph.cost.length, graph.full)
+    network = read_network(path, answer, graph.cost.length, graph.full, Profiler())
     number = next(n for n, one in enumerate(network.layers) if one.operator == "MaxPool")
     predictor = Predictor(network, ByMacs(Path("none"), {}))
     kept = graph.full.copy()
@@ -271,7 +272,7 @@ def test_times_that_runs_do_not_have_are_no_rest(tmp_path: Path) -> None:
     path = exported(graph.model, "joined", tmp_path / "n.onnx")
     answer = answer_for(path)
     answer["models"][0]["plain_run_us"]["median"] = 1.0
-    network = read_network(path, answer, graph.cost.length, graph.full)
+    network = read_network(path, answer, graph.cost.length, graph.full, Profiler())
     assert network.rest_us == 0
 
 
@@ -294,7 +295,7 @@ def test_what_the_runtime_added_follows_the_tensor_that_it_moves(tmp_path: Path)
     moves = [{**added, "output_shapes": [{"shape": shape}]} for shape in ([1, 10, 16, 16], [1, 7])]
     facts["nodes"][behind:behind] = moves
     facts["plain_run_us"]["median"] += 600
-    network = read_network(path, answer, graph.cost.length, graph.full)
+    network = read_network(path, answer, graph.cost.length, graph.full, Profiler())
     # One moves the branch's tensor, and of the other nothing is known.
     assert network.rest_us == pytest.approx(OUTSIDE + 300)
     place = next(n for n, one in enumerate(network.layers) if one.operator == "ReorderOutput")
@@ -309,39 +310,30 @@ def test_a_run_that_was_held_up_makes_no_fixed_cost(tmp_path: Path) -> None:
     path = exported(graph.model, "joined", tmp_path / "n.onnx")
     answer = answer_for(path)
     answer["models"][0]["plain_run_us"]["median"] *= 3
-    assert read_network(path, answer, graph.cost.length, graph.full).rest_us == OUTSIDE
+    assert read_network(path, answer, graph.cost.length, graph.full, Profiler()).rest_us == OUTSIDE
 
 
-@pytest.mark.parametrize(
-    ("times", "plain", "profiler"),
-    [
-        ([10.0, 20.0, 5.0], 29.0, 2.0),
-        ([10.0, 20.0, 5.0], 35.0, 0.0),
-        ([10.0, 20.0, 5.0], 50.0, 0.0),
-        ([100.0, 1.0], 60.25, 40.0),  # the second keeps a quarter of its time
-        ([], 10.0, 0.0),
-    ],
-)
-def test_what_the_profiler_adds_is_what_nodes_have_too_much(
-    times: list[float], plain: float, profiler: float
-) -> None:
-    found = profiler_us(times, plain)
-    assert found == pytest.approx(profiler)
-    assert sum(own_us(one, found) for one in times) == pytest.approx(min(plain, sum(times)))
+PROFILER = Profiler(3.0, 2.0)
 
 
-def test_no_more_is_taken_off_than_a_node_has() -> None:
-    assert [own_us(us, profiler_us([8.0, 4.0], 0.1)) for us in (8.0, 4.0)] == [2.0, 1.0]
-
-
-PROFILER = 3.0  # µs that every node takes longer while it is watched
+def watched(path: Path) -> dict[str, Any]:
+    """A profile with what the profiler adds: every node takes longer, and so does the run."""
+    answer = answer_for(path)
+    facts = answer["models"][0]
+    for node in facts["nodes"]:
+        node["median"] += PROFILER.inside_us
+    facts["outside_nodes_us"]["median"] += PROFILER.beside_us * len(facts["nodes"])
+    return answer
 
 
 class Profiled(ByMacs):
     """Times as the profiler sees them."""
 
+    def __init__(self) -> None:
+        super().__init__(Path("none"), {}, profiler=PROFILER)
+
     def time(self, spec: LayerSpec, point: Point) -> Estimate:
-        return Estimate(super().time(spec, point).us + PROFILER, False)
+        return Estimate(super().time(spec, point).us + PROFILER.inside_us, False)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -350,19 +342,82 @@ def test_what_the_profiler_adds_is_in_no_prediction(
 ) -> None:
     graph, _ = networks(name)
     path = exported(graph.model, name, tmp_path / "n.onnx")
-    answer = answer_for(path)
-    facts = answer["models"][0]
-    facts["plain_run_us"]["median"] -= OUTSIDE
-    for node in facts["nodes"]:
-        node["median"] += PROFILER
-    network = read_network(path, answer, graph.cost.length, graph.full)
-    assert network.profiler_us == pytest.approx(PROFILER)
-    predictor = Predictor(network, Profiled(Path("none"), {}))
-    assert predictor.total_us(graph.full) == pytest.approx(facts["plain_run_us"]["median"])
+    answer = watched(path)
+    network = read_network(path, answer, graph.cost.length, graph.full, PROFILER)
+    assert network.rest_us == pytest.approx(OUTSIDE)
+    predictor = Predictor(network, Profiled())
+    whole = answer["models"][0]["plain_run_us"]["median"]
+    assert predictor.total_us(graph.full) == pytest.approx(whole)
     kept = random_kept(graph.groups, 0)
     small = exported(cut(graph.model, graph.plan(kept)), name, tmp_path / "cut.onnx")
-    taken = sum(node["median"] for node in answer_for(small)["models"][0]["nodes"])
-    assert predictor.total_us(counts(kept)) == pytest.approx(taken)
+    assert predictor.total_us(counts(kept)) == pytest.approx(
+        answer_for(small)["models"][0]["plain_run_us"]["median"]
+    )
+
+
+def test_no_more_is_taken_off_than_a_node_has() -> None:
+    assert [Profiler(6.0).own_us(us) for us in (100.0, 8.0, 4.0)] == [94.0, 2.0, 1.0]
+
+
+def slower(path: Path, by: dict[str, float]) -> dict[str, Any]:
+    """A profile in which some layers take longer than they should, by their names."""
+    answer = watched(path)
+    proto = onnx.load(path)
+    nodes = [node for node in proto.graph.node if node.op_type != "Constant"]
+    names = {n.name: known.layer for n, known in zip(nodes, read_graph(path).nodes, strict=True)}
+    for node in answer["models"][0]["nodes"]:
+        us = PROFILER.own_us(node["median"]) * by.get(names[node["name"]], 1.0)
+        node["median"] = us + PROFILER.inside_us
+    return answer
+
+
+def test_layers_are_corrected_by_what_they_took_in_a_pruned_network(
+    networks: Networks, tmp_path: Path
+) -> None:
+    graph, _ = networks("plain")
+    path = exported(graph.model, "plain", tmp_path / "n.onnx")
+    network = read_network(path, watched(path), graph.cost.length, graph.full, PROFILER)
+    first, second = network.layers[:2]
+    half, quarter = graph.full // 2, graph.full // 4
+    small = exported(
+        cut(graph.model, graph.plan([np.arange(n) for n in half])), "plain", tmp_path / "cut.onnx"
+    )
+    predictor = Predictor(network, Profiled())
+    before = [predictor.layer_us(n, half) for n in range(len(network.layers))]
+    full = predictor.total_us(graph.full)
+    seen = own_times(small, slower(small, {first.name: 0.5, second.name: 1.5}), PROFILER)
+    predictor.see(half, seen)
+    after = [predictor.layer_us(n, half) for n in range(len(network.layers))]
+    assert after[0] == pytest.approx(before[0] * 0.5)
+    assert after[1] == pytest.approx(before[1] * 1.5)
+    assert after[2:] == pytest.approx(before[2:])
+    # Below that it holds as a whole, and the original takes what it took.
+    plain = Predictor(network, Profiled())
+    assert predictor.layer_us(0, quarter) == pytest.approx(plain.layer_us(0, quarter) * 0.5)
+    assert predictor.total_us(graph.full) == pytest.approx(full)
+    between = predictor.layer_us(0, half + 2) / plain.layer_us(0, half + 2)
+    assert 0.5 < between < 1
+    # What is seen later counts, and not both.
+    predictor.see(half, own_times(small, watched(small), PROFILER))
+    assert [predictor.layer_us(n, half) for n in range(len(network.layers))] == pytest.approx(
+        before
+    )
+
+
+def test_one_wild_time_does_not_make_a_layer_cheap(networks: Networks, tmp_path: Path) -> None:
+    graph, _ = networks("plain")
+    path = exported(graph.model, "plain", tmp_path / "n.onnx")
+    network = read_network(path, watched(path), graph.cost.length, graph.full, PROFILER)
+    half = graph.full // 2
+    predictor = Predictor(network, Profiled())
+    before = predictor.layer_us(0, half)
+    key = network.layers[0].key
+    assert key is not None
+    for us, most in ((before * 100, 4), (before / 100, 0.25)):
+        predictor.see(half, {key: us})
+        assert predictor.layer_us(0, half) == pytest.approx(before * most)
+    predictor.see(half, {})
+    assert predictor.layer_us(0, half) == before
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from prune2deploy.errors import DeviceError
 from prune2deploy.latency.staircase.specs import LayerSpec
-from prune2deploy.latency.staircase.table import Table, load_table, table_path
+from prune2deploy.latency.staircase.table import Profiler, Table, load_table, table_path
 
 CONV = LayerSpec("conv", (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), (14, 14))
 LINEAR = LayerSpec("linear")
@@ -27,10 +27,23 @@ def table(path: Path, step: int | None = 8, times: dict[Any, float] | None = Non
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     made = table(tmp_path / "deeper")
     made.add(LINEAR, {(64, 10): 1.25})
+    made.profiler = Profiler(3.25, 4.5)
     made.save()
     found = load_table(made.path, HERE)
     assert found == made
     assert [p.name for p in made.path.parent.iterdir()] == ["table.json"]  # no leftovers
+
+
+def test_tables_from_before_the_profiler_was_measured_are_read(tmp_path: Path) -> None:
+    made = table(tmp_path)
+    made.profiler = Profiler(3.25, 4.5)
+    made.save()
+    content = json.loads(made.path.read_text())
+    del content["profiler"]
+    made.path.write_text(json.dumps(content))
+    found = load_table(made.path, HERE)
+    assert found.profiler is None
+    assert found.times == made.times
 
 
 def test_where_there_is_no_file_the_table_is_empty(tmp_path: Path) -> None:
@@ -76,6 +89,8 @@ def test_times_of_something_else_are_refused(tmp_path: Path) -> None:
         '{"format": 1, "conditions": {}, "step": 0, "layers": {}}',
         '{"format": 1, "conditions": {}, "step": 8, "layers": {"conv": {"8x8": NaN}}}',
         '{"format": 1, "conditions": {}, "step": 8, "layers": {"conv": {"8x8": -1}}}',
+        '{"format": 1, "conditions": {}, "step": 8, "layers": {}, "profiler": {"inside_us": 1}}',
+        '{"format": 1, "conditions": {}, "step": 8, "layers": {}, "profiler": 3}',
     ],
 )
 def test_a_damaged_file_is_refused_with_what_to_do(tmp_path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ from fake_device import FakeDevice, FakeDevices, fake_devices
 from prune2deploy.devices import LocalSettings
 from prune2deploy.errors import DeviceError
 from prune2deploy.latency import ProfileOptions
-from prune2deploy.latency.staircase.measure import fill, open_table
+from prune2deploy.latency.staircase.measure import open_table, prepare
 from prune2deploy.planning import rounding
 from prune2deploy.planning.rounding import ROUND_TO, rounding_for
 
@@ -30,7 +30,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 
 def measure_steps(device: FakeDevice, options: ProfileOptions = ONE) -> None:
-    fill(open_table(device, options), device, options, {})
+    prepare(open_table(device, options), device, options)
     device.jobs.clear()
 
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from tiny_onnx import ConvModel, save
 
 from prune2deploy.devices.bundle import probe_bytes
-from prune2deploy.probe.layers import by_run, collect
+from prune2deploy.probe.layers import by_run, collect, of_whole_us
 from prune2deploy.probe.saved_graph import read_nodes
 
 SHORT = {"runs": 20, "min_time_s": 0.01, "warmup_min_s": 0.01, "warmup_max_s": 0.1}
@@ -97,6 +97,26 @@ def event(name: str, ts: int, dur: int, index: int = 0) -> dict[str, Any]:
 
 def run_event(ts: int, dur: int) -> dict[str, Any]:
     return {"cat": "Session", "name": "model_run", "ts": ts, "dur": dur}
+
+
+@pytest.mark.parametrize(
+    ("samples", "middle"),
+    [
+        ([3.0] * 6 + [4.0] * 4, 3.3333),  # most of those in [2.5, 3.5) lie before the middle
+        ([3.0] * 4 + [4.0] * 6, 3.6667),
+        ([5.0] * 9, 5.0),
+        ([3.0, 4.0] * 5, 3.5),
+        ([10.0, 20.0, 30.0], 20.0),
+        ([7.0], 7.0),
+        ([0.0, 0.0, 9.0], 0.25),
+    ],
+)
+def test_medians_of_whole_microseconds_lie_between_them(
+    samples: list[float], middle: float
+) -> None:
+    found = of_whole_us(samples)
+    assert found["median"] == pytest.approx(middle, abs=1e-3)
+    assert found["q1"] <= found["median"] <= found["q3"]
 
 
 def test_nodes_belong_to_the_run_that_ends_behind_them() -> None:

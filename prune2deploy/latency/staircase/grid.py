@@ -19,6 +19,9 @@ NARROW = 8
 JUMP = 0.08
 """A grid is refined where a time is further than this share from what its neighbours give."""
 
+_STAMP_US = 1.0
+"""A runtime's profile has whole µs: times that differ by no more may be the same."""
+
 _LOST = 0.03
 """What is no more than this share slower counts as equal when steps are looked for."""
 
@@ -72,7 +75,7 @@ def refined(spec: LayerSpec, known: Mapping[Point, float], step: int) -> list[Po
             for a, b, c in zip(line, line[1:], line[2:], strict=False):
                 share = (b[axis] - a[axis]) / (c[axis] - a[axis])
                 expected = known[a] + share * (known[c] - known[a])
-                if abs(known[b] - expected) > JUMP * expected:
+                if abs(known[b] - expected) > max(JUMP * expected, _STAMP_US):
                     wanted += _between(spec, a, b, axis, step) + _between(spec, b, c, axis, step)
     return [point for point in dict.fromkeys(wanted) if point not in known]
 

@@ -16,8 +16,8 @@ from prune2deploy.errors import DeviceError
 from prune2deploy.latency.options import ProfileOptions, options_on
 from prune2deploy.latency.staircase.grid import grid, refined, step_of
 from prune2deploy.latency.staircase.specs import LayerSpec
-from prune2deploy.latency.staircase.table import Table, load_table, table_path
-from prune2deploy.latency.staircase.tiny import Point, weight_bytes, write_layers
+from prune2deploy.latency.staircase.table import Profiler, Table, load_table, table_path
+from prune2deploy.latency.staircase.tiny import Point, weight_bytes, write_chain, write_layers
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ _RUNS = 15
 _FACTS_LIMIT_S = 300.0
 _FILE_LIMIT_S = 900.0
 _REFINEMENTS = 2
+_CHAINS = (20, 120)  # layers
+_OF_CHAINS = (16, (4, 4))  # channels and image: all of it is in the smallest cache
 _SCANNED = range(33, 65)
 _OTHER = 64
 # One image of a middle layer: what steps a runtime has is a matter of its kernels.
@@ -74,19 +76,33 @@ def conditions_of(
     }
 
 
+def prepare(table: Table, device: Device, options: ProfileOptions) -> None:
+    """Find out what holds for all layers of a device, where its table does not say it.
+
+    Raises:
+        DeviceError: a measurement failed.
+    """
+    options = options_on(device.settings, options)
+    if table.profiler is None:
+        table.profiler = _profiler(device, options)
+        log.info("%s: %s", device.name, table.profiler)
+        table.save()
+    if table.step is None:
+        _look_for_steps(table, device, options)
+
+
 def fill(
     table: Table, device: Device, options: ProfileOptions, layers: Mapping[LayerSpec, Point]
 ) -> None:
     """Measure what a table lacks, and write it down after every piece.
 
-    layers: what there is, with its largest widths. Interrupted, it goes on where it was.
+    table: a prepared one. layers: what there is, with its largest widths. Interrupted, it goes on
+    where it was.
 
     Raises:
         DeviceError: a measurement failed; what was measured before is kept.
     """
     options = options_on(device.settings, options)
-    if table.step is None:
-        _look_for_steps(table, device, options)
     assert table.step is not None
     pieces = {s: table.missing(s, grid(s, full, table.step)) for s, full in layers.items()}
     with progress.task(f"Timing layers on {device.name}", len(layers)) as shown:
@@ -98,6 +114,30 @@ def fill(
                     break
                 _measure(table, device, options, spec, more)
             shown.advance(1, spec.key)
+
+
+def _profiler(device: Device, options: ProfileOptions) -> Profiler:
+    """What the profiler adds, by two networks that differ in their number of nodes only.
+
+    They hardly compute anything, so that it is the most of their time. In any other network it is
+    a small difference of two long times.
+    """
+    with tempfile.TemporaryDirectory(prefix="prune2deploy-layers-") as folder:
+        places = []
+        for length in _CHAINS:
+            path = Path(folder, f"chain{length}.onnx")
+            write_chain(path, length, *_OF_CHAINS)
+            places.append(device.place(path))
+        job = _job(device, options, *places)
+        answer = device.run_probe(job, time_limit_s=_FILE_LIMIT_S, report=_ignore)
+    counts, beside, inside = [], [], []
+    for facts in answer["models"]:
+        counts.append(len(facts["nodes"]))
+        beside.append(facts["outside_nodes_us"]["median"])
+        run = facts["profiled_run_us"]["median"] - beside[-1]
+        inside.append(run - facts["plain_run_us"]["median"])
+    more = max(1, counts[1] - counts[0])
+    return Profiler(*(max(0.0, (us[1] - us[0]) / more) for us in (inside, beside)))
 
 
 def _look_for_steps(table: Table, device: Device, options: ProfileOptions) -> None:
@@ -145,11 +185,11 @@ def _files(spec: LayerSpec, points: Sequence[Point]) -> Iterator[list[Point]]:
         yield some
 
 
-def _job(device: Device, options: ProfileOptions, place: str) -> dict[str, Any]:
+def _job(device: Device, options: ProfileOptions, *places: str) -> dict[str, Any]:
     taken = ("threads", "pin", "spinning", "seed")
     return {
         "ask": "layers",
-        "models": [{"name": "layers", "path": place}],
+        "models": [{"name": f"layers {n}", "path": path} for n, path in enumerate(places)],
         "runtime": device.settings.runtime,
         "runs": _RUNS,
         "min_time_s": 0.2,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prune2deploy.latency.layer_names import read_graph
+from prune2deploy.latency.layer_names import Key, read_graph
 from prune2deploy.latency.layers import times_of_nodes
 from prune2deploy.latency.staircase.flow import Flow, Length
 from prune2deploy.latency.staircase.grid import half_of
 from prune2deploy.latency.staircase.specs import LayerSpec
-from prune2deploy.latency.staircase.table import Table
+from prune2deploy.latency.staircase.table import Profiler, Table
 from prune2deploy.latency.staircase.tiny import Point
 
 if TYPE_CHECKING:
@@ -23,20 +24,21 @@ if TYPE_CHECKING:
 
     Counts = NDArray[np.int64]
 
-_LEAST = 0.25  # share of a node's time that is its own, whatever the profiler adds
-_HALVINGS = 50
+_FARTHEST = 4.0  # times longer or shorter than its table says that a layer is taken to be
 
 
 @dataclass(frozen=True)
 class NetworkLayer:
     """One node of the file.
 
-    spec: None for a node without weights, whose time goes with its width. inside, outside: its
-    widths as linear forms, shape (1 + groups,). context_us: its time in the original network, with
-    what was fused into it. layout: the change of layout in front of it where its input is narrower
-    than a step; None: its input is not in a layout of the runtime's own.
+    key: the same in the file of a pruned network; None: the runtime put the node in. spec: None
+    for a node without weights, whose time goes with its width. inside, outside: its widths as
+    linear forms, shape (1 + groups,). context_us: its time in the original network, with what was
+    fused into it. layout: the change of layout in front of it where its input is narrower than a
+    step; None: its input is not in a layout of the runtime's own.
     """
 
+    key: Key | None
     name: str
     operator: str
     spec: LayerSpec | None
@@ -55,13 +57,12 @@ class Network:
     """What is needed to say how long a network of other widths would take.
 
     rest_us: what the original took outside its nodes, and in what the runtime added for no tensor
-    of the file. profiler_us: what the profiler adds to every node, and no run without it has.
+    of the file.
     """
 
     layers: tuple[NetworkLayer, ...]
     full: Counts
     rest_us: float
-    profiler_us: float = 0.0
 
     def specs(self) -> dict[LayerSpec, Point]:
         """Every kind of layer with its largest widths, for the table."""
@@ -81,14 +82,18 @@ class Predictor:
     What a layer takes in the network, fused with its neighbours and with its weights out of the
     cache, is not what it takes alone: each layer's times are scaled so that the original's widths
     give the original's time. What the profiler adds to a node is taken off its times, in the
-    network and in the table. `factor` scales the whole; it is corrected by what is measured.
+    network and in the table. `factor` scales the whole; it is corrected by what is measured, and
+    so is every layer (`see`): one that filled the cache in the original need not any more.
     """
 
     def __init__(self, network: Network, table: Table, factor: float = 1.0) -> None:
         self.network = network
         self.factor = factor
         self.table = table
+        self._profiler = table.profiler or Profiler()
         self._known: dict[tuple[LayerSpec, Point], tuple[float, bool]] = {}
+        self._seen: dict[int, tuple[float, float]] = {}
+        self._layers: dict[tuple[int, Point], float] = {}
         self._scale = [
             1.0
             if layer.spec is None
@@ -100,18 +105,51 @@ class Predictor:
         key = spec, point
         if key not in self._known:
             found = self.table.time(spec, point)
-            self._known[key] = own_us(found.us, self.network.profiler_us), found.interpolated
+            self._known[key] = self._profiler.own_us(found.us), found.interpolated
         return self._known[key]
+
+    def see(self, kept: Counts, times: Mapping[Key, float]) -> None:
+        """Correct every layer by what it took in a network that keeps these channels.
+
+        times: µs by the layers' keys, without what the profiler adds. The correction holds for
+        what takes no longer than that, and fades towards the original's widths.
+        """
+        found = {}
+        for number, layer in enumerate(self.network.layers):
+            us = None if layer.key is None else times.get(layer.key)
+            if us:
+                said = self._uncorrected_us(number, layer.point(kept))
+                ratio = us / said if said > 0 else 1.0
+                found[number] = said, min(max(ratio, 1 / _FARTHEST), _FARTHEST)
+        self._seen = found
+        self._layers.clear()
 
     def layer_us(self, number: int, kept: Counts) -> float:
         """One layer's time in µs, before `factor`."""
+        point = self.network.layers[number].point(kept)
+        key = number, point
+        if key not in self._layers:
+            us = self._uncorrected_us(number, point)
+            self._layers[key] = us * self._correction(number, us)
+        return self._layers[key]
+
+    def _correction(self, number: int, us: float) -> float:
+        """What a time is to be multiplied with: all of what was seen there and below."""
+        if number not in self._seen:
+            return 1.0
+        seen, ratio = self._seen[number]
+        full = self.network.layers[number].context_us
+        if us <= seen or seen >= full:
+            return ratio
+        return float(ratio ** max(0.0, math.log(full / us) / math.log(full / seen)))
+
+    def _uncorrected_us(self, number: int, point: Point) -> float:
         layer = self.network.layers[number]
         if layer.spec is not None:
-            point = layer.point(kept)
             alone = self._time(layer.spec, point)[0]
             return self._scale[number] * alone + self._moved(layer, point[0])
         full = max(_width(layer.outside, self.network.full), 1)
-        return layer.context_us * _width(layer.outside, kept) / full
+        return layer.context_us * point[1] / full
 
     def _moved(self, layer: NetworkLayer, inside: int) -> float:
         """What goes before a layer that does not read what the layer before it writes."""
@@ -138,64 +176,50 @@ def _width(form: Form, kept: Counts) -> int:
     return max(1, round(float(form[0] + form[1:] @ kept)))
 
 
-def read_network(path: Path, answer: Mapping[str, Any], length: Length, full: Counts) -> Network:
+def read_network(
+    path: Path, answer: Mapping[str, Any], length: Length, full: Counts, profiler: Profiler
+) -> Network:
     """Join a file, its profile on the device, and the channels that may go.
 
     Args:
         path: ONNX file of the whole network. answer: the probe's, of the ask "layers", for it.
-        length: see `Length`. full: channels of each group.
+        length: see `Length`. full: channels of each group. profiler: what it adds.
     """
     import onnx
 
     graph = read_graph(path)
     facts = answer["models"][0]
-    times, added = times_of_nodes(graph, facts["nodes"])
+    times, _ = times_of_nodes(graph, facts["nodes"])
     proto = onnx.shape_inference.infer_shapes(onnx.load(path))
     nodes = [node for node in proto.graph.node if node.op_type != "Constant"]
     flow = Flow(proto, length, len(full))
     plain = facts["plain_run_us"]["median"]
-    profiler = profiler_us([node["median"] for node in facts["nodes"]], plain)
     layers = []
     given: dict[int, NetworkLayer] = {}
     for place, (node, known) in enumerate(zip(nodes, graph.nodes, strict=True)):
         one = flow.through(node, known.layer)
-        us = own_us(times.get(place, 0.0), profiler)
+        us = profiler.own_us(times.get(place, 0.0))
         given[place] = NetworkLayer(
-            known.layer, node.op_type, one.spec, one.inside, one.outside, us, one.layout
+            known.key, known.layer, node.op_type, one.spec, one.inside, one.outside, us, one.layout
         )
         if place in times:
             layers.append(given[place])
     shapes = {place: flow.shape(node.output[0]) for place, node in enumerate(nodes)}
-    executed = [{**node, "median": own_us(node["median"], profiler)} for node in facts["nodes"]]
+    executed = [{**node, "median": profiler.own_us(node["median"])} for node in facts["nodes"]]
     moves, fixed = _added(executed, [graph.origin(n) for n in executed], shapes, given)
-    inner = sum(times.values()) + added
     # Medians of nodes need not add up to the median of a run without the profiler, and on a busy
-    # machine that run is longer than all its parts.
-    rest = min(max(0.0, plain - inner), facts["outside_nodes_us"]["median"])
-    return Network((*layers, *moves), full, rest + fixed, profiler)
+    # machine that run is longer than all its parts. So no more than the profiler saw beside them.
+    inner = sum(one["median"] for one in executed)
+    beside = facts["outside_nodes_us"]["median"] - profiler.beside_us * len(executed)
+    rest = max(0.0, min(plain - inner, beside))
+    return Network((*layers, *moves), full, rest + fixed)
 
 
-def own_us(us: float, profiler: float) -> float:
-    """A node's time without what the profiler adds."""
-    return max(us - profiler, us * _LEAST)
-
-
-def profiler_us(times: Sequence[float], plain: float) -> float:
-    """What the profiler adds to each node, so that what is left is no more than a plain run takes.
-
-    Args:
-        times: of all nodes under the profiler, µs. plain: a run without it.
-    """
-    low, high = 0.0, max(times, default=0.0)
-    if sum(times) <= plain:
-        return 0.0
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        if sum(own_us(us, middle) for us in times) > plain:
-            low = middle
-        else:
-            high = middle
-    return high
+def own_times(path: Path, answer: Mapping[str, Any], profiler: Profiler) -> dict[Key, float]:
+    """What each layer of a file took, in µs by its key, without what the profiler adds."""
+    graph = read_graph(path)
+    times, _ = times_of_nodes(graph, answer["models"][0]["nodes"])
+    return {graph.nodes[place].key: profiler.own_us(us) for place, us in times.items()}
 
 
 def _added(
@@ -224,7 +248,8 @@ def _added(
         ]
         if same:
             form = given[same[0]].outside
-            found.append(NetworkLayer(node["name"], node["op"], None, form, form, node["median"]))
+            us = node["median"]
+            found.append(NetworkLayer(None, node["name"], node["op"], None, form, form, us))
         else:
             fixed += node["median"]
     return found, fixed

@@ -14,7 +14,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ from prune2deploy.latency.staircase.tiny import Point
 
 FORMAT = 1
 
+_LEAST = 0.25  # share of a node's time that is its own, whatever the profiler adds
+_ADDED = ("inside_us", "beside_us")
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -36,18 +39,31 @@ class Estimate:
     interpolated: bool
 
 
+@dataclass(frozen=True)
+class Profiler:
+    """What the runtime's profiler adds for each node of a run, in µs: to its time, and beside."""
+
+    inside_us: float = 0.0
+    beside_us: float = 0.0
+
+    def own_us(self, us: float) -> float:
+        """A node's time without what the profiler adds."""
+        return max(us - self.inside_us, us * _LEAST)
+
+
 @dataclass
 class Table:
     """Times of layers on one device.
 
     conditions: what must be the same for the times to hold. step: widths that are multiples of it
-    are on the good side of a step; None: not looked for yet. times: µs by the key of a spec and
-    the widths.
+    are on the good side of a step. profiler: what it adds; it is in `times` as well. None: not
+    looked for yet. times: µs by the key of a spec and the widths.
     """
 
     path: Path
     conditions: dict[str, Any]
     step: int | None = None
+    profiler: Profiler | None = None
     times: dict[str, dict[Point, float]] = field(default_factory=dict)
 
     def add(self, spec: LayerSpec, found: Mapping[Point, float]) -> None:
@@ -98,6 +114,7 @@ class Table:
             "format": FORMAT,
             "conditions": self.conditions,
             "step": self.step,
+            "profiler": None if self.profiler is None else asdict(self.profiler),
             "unit": "microseconds per call of the layer, by channels in x channels out",
             "layers": {
                 key: {f"{a}x{b}": round(us, 3) for (a, b), us in sorted(times.items())}
@@ -188,6 +205,9 @@ def load_table(path: Path, conditions: Mapping[str, Any]) -> Table:
             for key, times in content["layers"].items()
         }
         found, step = {**content["conditions"]}, content["step"]
+        # Tables from before it was measured do not have it.
+        added = content.get("profiler")
+        profiler = None if added is None else Profiler(*(_time(added[one]) for one in _ADDED))
         if step is not None and not (isinstance(step, int) and step >= 1):
             raise ValueError(f"step is {step!r}, expected a number of channels")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
@@ -199,7 +219,7 @@ def load_table(path: Path, conditions: Mapping[str, Any]) -> Table:
     if other:
         told = "; ".join(f"{k}: {found.get(k)!r} there, {conditions.get(k)!r} here" for k in other)
         raise DeviceError(f"{path} holds times of something else ({told}). Name another file.")
-    return Table(path, dict(conditions), step, layers)
+    return Table(path, dict(conditions), step, profiler, layers)
 
 
 def _time(us: Any) -> float:

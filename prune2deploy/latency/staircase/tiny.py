@@ -78,6 +78,31 @@ def write_layers(path: Path, spec: LayerSpec, points: Sequence[Point]) -> dict[s
     return named
 
 
+def write_chain(path: Path, length: int, width: int, size: Sequence[int]) -> None:
+    """Write a file of so many equal convolutions, one after the other, that take hardly any time.
+
+    size: of the image.
+    """
+    import onnx
+    from onnx import TensorProto, helper
+
+    nodes: list[Any] = []
+    source = "x"
+    for number in range(length):
+        name = f"layer{number}"
+        nodes += _weight(name, [width, width, *[1] * len(size)])
+        given = [source, f"{name}.weight"]
+        source = f"{name}.sum"
+        nodes.append(helper.make_node("Conv", given, [source], name=name))
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, width, *size])
+        for name in ("x", source)
+    ]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:])
+    opset = [helper.make_opsetid("", _OPSET)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+
+
 def _weight(name: str, shape: Sequence[int]) -> list[Any]:
     """The nodes that make a weight."""
     from onnx import TensorProto, helper

@@ -24,6 +24,7 @@ from prune2deploy.latency.staircase.grid import half_of
 from prune2deploy.methods.base import Allocation
 from prune2deploy.planning.plan import Allocate
 from prune2deploy.planning.timed.target import (
+    AIM,
     CLOSE,
     SIZES,
     Attempt,
@@ -42,6 +43,7 @@ _TIGHTER = 0.97
 _WHOLE = 10**6  # a budget, where it has to be a whole number
 _ON_THE_WAY = (0.9, 1.05)  # what a round that others follow may use of its share
 _TRIES_ON_THE_WAY = 2
+_WELL = (CLOSE + AIM) / 2  # a budget that is met with less than this used is tried once more
 
 Limit = tuple[Callable[[Counts], float], float]
 
@@ -169,11 +171,16 @@ class _Search:
     most: float = 0.0
 
     def run(self) -> TimedPlan:
-        """Go on until the time is met, nothing new is found, or the rounds are used up."""
+        """Go on until the time is met, nothing new is found, or the rounds are used up.
+
+        Where it is met with much of it left, one more round asks for that: a round takes seconds,
+        and what is left over is importance.
+        """
         last = all(target.goal.part == 1 for target in self.targets)
         tries = ROUNDS if last else _TRIES_ON_THE_WAY
         low, high = (CLOSE, 1.0) if last else _ON_THE_WAY
         tried: set[bytes] = set()
+        improving = not last
         with progress.task("Fitting into the time") as shown:
             for number in range(1, tries + 1):
                 found = self._new(tried)
@@ -181,8 +188,12 @@ class _Search:
                     break
                 used = self._measured(number, *found, high if number < tries or last else np.inf)
                 shown.advance(1, f"round {number} of at most {tries}: {used:.0%} of the budget")
-                if low <= used <= high or (found[1] == self.graph.full).all():
+                if (found[1] == self.graph.full).all():
                     break
+                if low <= used <= high:
+                    if improving or used >= _WELL:
+                        break
+                    improving = True
         if self.best is None:
             raise BudgetError(_missed(self.history))
         self.best.attempts = self.history

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -15,9 +16,10 @@ from prune2deploy.channels import Graph
 from prune2deploy.devices import Devices, open_device
 from prune2deploy.errors import DeviceError
 from prune2deploy.latency import Latency, ProfileOptions, ProfileResult, profile, profile_layers
-from prune2deploy.latency.staircase.measure import fill, open_table
+from prune2deploy.latency.staircase.measure import fill, open_table, prepare
 from prune2deploy.latency.staircase.memory import peak_activations
-from prune2deploy.latency.staircase.network import Predictor, read_network
+from prune2deploy.latency.staircase.network import Predictor, own_times, read_network
+from prune2deploy.latency.staircase.table import Profiler
 
 Export = Callable[[nn.Module, Path], object]
 """Writes a model as the ONNX file that is measured."""
@@ -148,6 +150,16 @@ class Bench:
     devices: Devices
     options: ProfileOptions
 
+    def layers(self, goal: Goal, path: Path) -> Mapping[str, Any]:
+        """Have a network's layers timed: the probe's answer."""
+        result = profile_layers(
+            {path.stem: path},
+            device=goal.device,
+            options=replace(self.options, min_time_s=LAYERS_TIME_S),
+            devices=self.devices,
+        )
+        return result.answer
+
     def measure(self, goal: Goal, path: Path, original_us: float, predicted_us: float) -> Attempt:
         """Measure a network beside the original. predicted_us: its time, as it was thought."""
         result = profile(
@@ -201,7 +213,7 @@ class Target:
     original_us: float
     ceilings: Sequence[Ceiling] = ()
     allowed_us: float = field(init=False)
-    _seen: list[tuple[float, float]] = field(init=False, default_factory=list)
+    _seen: list[tuple[Counts, float]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.allowed_us = self.budget_us * AIM
@@ -238,30 +250,37 @@ class Target:
         return [(one.mb, one.allowed_mb) for one in self.ceilings]
 
     def attempt(self, counts: Counts, small: Path, bench: Bench) -> Attempt:
-        """Measure the whole cut network, and correct the prediction by what is seen."""
+        """Measure the whole cut network, and correct the prediction by what is seen.
+
+        Layer by layer, if another network is likely to be needed; then the whole.
+        """
         predicted = self.predictor.total_us(counts)
         found = bench.measure(self.goal, small, self.original_us, predicted)
-        plain = predicted / self.predictor.factor
-        self.predictor.factor = found.measured_ms * 1000 / plain
-        self._seen.append((plain, found.used))
-        self.allowed_us = self.predictor.factor * self._next(plain, found.used)
+        if not CLOSE <= found.used <= 1:
+            answer = bench.layers(self.goal, small)
+            profiler = self.predictor.table.profiler or Profiler()
+            self.predictor.see(counts, own_times(small, answer, profiler))
+        self.predictor.factor *= found.measured_ms * 1000 / self.predictor.total_us(counts)
+        self._seen.append((counts, found.used))
+        self.allowed_us = self._next(counts, found.used)
         for one in self.ceilings:
             one.see(counts, found.sizes[one.name].mb)
         return found
 
-    def _next(self, plain: float, used: float) -> float:
-        """The uncorrected time to ask for next.
+    def _next(self, last: Counts, used: float) -> float:
+        """The time to ask for next, by the prediction as it is now.
 
         Between a network that was too slow and one that was fast enough, where there are both:
         corrections that go all the way can overshoot in turns.
         """
-        over = min((seen for seen in self._seen if seen[1] > 1), default=None)
-        under = max((seen for seen in self._seen if seen[1] <= 1), default=None)
+        seen = [(self.predictor.total_us(counts), share) for counts, share in self._seen]
+        over = min((one for one in seen if one[1] > 1), default=None)
+        under = max((one for one in seen if one[1] <= 1), default=None)
         if over and under and under[0] < over[0]:
             way = math.log(AIM / under[1]) / math.log(over[1] / under[1])
             return float(under[0] * (over[0] / under[0]) ** min(max(way, 0.0), 0.9))
-        power = 1.0 if len(self._seen) <= _FULL_CORRECTIONS else 0.5
-        return float(plain * (AIM / used) ** power)
+        power = 1.0 if len(seen) <= _FULL_CORRECTIONS else 0.5
+        return float(self.predictor.total_us(last) * (AIM / used) ** power)
 
 
 def open_target(graph: Graph, goal: Goal, current: Path, bench: Bench) -> Target:
@@ -269,13 +288,12 @@ def open_target(graph: Graph, goal: Goal, current: Path, bench: Bench) -> Target
 
     current: the file of the graph's model; of a first round it is the original's.
     """
-    short = replace(bench.options, min_time_s=LAYERS_TIME_S)
-    found = profile_layers(
-        {"current": current}, device=goal.device, options=short, devices=bench.devices
-    )
-    network = read_network(current, found.answer, graph.cost.length, graph.full)
+    answer = bench.layers(goal, current)
     with open_device(goal.device, bench.devices) as device:
         table = open_table(device, bench.options)
+        prepare(table, device, bench.options)
+        profiler = table.profiler or Profiler()
+        network = read_network(current, answer, graph.cost.length, graph.full, profiler)
         fill(table, device, bench.options, network.specs())
     predictor = Predictor(network, table)
     files = {"original": bench.original}
