@@ -21,9 +21,13 @@ OUTSIDE_US = 40.0  # what a run takes beside its nodes
 BASE_KB = 60_000  # of a process without a network
 _WEIGHTY = ("Conv", "Gemm", "MatMul")
 _BLOCKS = 12
+_CROWD = 64  # channels in and out
+_TINY = ("layers", "chain")
 
 
-def node_times(path: Path, step: int, narrow: float = 1.0) -> list[tuple[onnx.NodeProto, float]]:
+def node_times(
+    path: Path, step: int, narrow: float = 1.0, crowded: float = 1.0
+) -> list[tuple[onnx.NodeProto, float]]:
     """µs of each node: layers by widths rounded up to the step, others by their channels."""
     proto = onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=True)
     values = (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)
@@ -43,6 +47,8 @@ def node_times(path: Path, step: int, narrow: float = 1.0) -> list[tuple[onnx.No
             steps = math.ceil(inside / step) * math.ceil(channels / step)
             steps *= narrow if inside <= step // 2 else 1.0
             us = 1.0 + 0.05 * area * steps
+            if min(inside, channels) > _CROWD and not path.stem.startswith(_TINY):
+                us *= crowded
         found.append((node, us))
     return found
 
@@ -55,7 +61,8 @@ class FakeDevice:
     has lost everything, as a share; it is what a prediction gets wrong. noise: of single samples.
     profiled: the whole networks that were timed, in order, as µs. memory: KB that a file takes
     beyond BASE_KB; None: the device does not tell. narrow: share of the time that a layer takes
-    whose input is at most half a step.
+    whose input is at most half a step. crowded: how much longer than alone a layer with many
+    channels takes in a whole network, which does not fit into the cache.
     """
 
     name: str = "local"
@@ -63,6 +70,7 @@ class FakeDevice:
     strain: float = 0.0
     noise: float = 0.002
     narrow: float = 1.0
+    crowded: float = 1.0
     memory: Callable[[Path], float] | None = None
     drift: Callable[[int], float] = lambda number: 1.0
     settings: LocalSettings = field(default_factory=LocalSettings)
@@ -78,9 +86,12 @@ class FakeDevice:
     def place(self, path: Path) -> str:
         return str(path)
 
+    def _times(self, path: Path) -> list[tuple[onnx.NodeProto, float]]:
+        return node_times(path, self.step, self.narrow, self.crowded)
+
     def network_us(self, path: Path) -> float:
         """A whole network's true time; the first that is asked for is the original."""
-        total = sum(us for _, us in node_times(path, self.step, self.narrow))
+        total = sum(us for _, us in self._times(path))
         if self._whole is None:
             self._whole = total
         return (total + OUTSIDE_US) * (1 + self.strain * (1 - total / self._whole))
@@ -100,9 +111,9 @@ class FakeDevice:
         same = {"inputs": None, "outputs": None, "output_shapes": None}
         nodes = [
             {"name": node.name, "op": node.op_type, "index": n, "median": us, "q1": us, "q3": us}
-            for n, (node, us) in enumerate(node_times(path, self.step, self.narrow))
+            for n, (node, us) in enumerate(self._times(path))
         ]
-        whole = {"median": self.network_us(path) if path.stem != "layers" else 1.0}
+        whole = {"median": self.network_us(path) if not path.stem.startswith(_TINY) else 1.0}
         return {
             "nodes": [{**node, **same} for node in nodes],
             "runs": 50,

@@ -397,27 +397,43 @@ def test_layers_are_corrected_by_what_they_took_in_a_pruned_network(
     assert predictor.total_us(graph.full) == pytest.approx(full)
     between = predictor.layer_us(0, half + 2) / plain.layer_us(0, half + 2)
     assert 0.5 < between < 1
-    # What is seen later counts, and not both.
+    # What is seen later of the same widths counts, and not both.
     predictor.see(half, own_times(small, watched(small), PROFILER))
-    assert [predictor.layer_us(n, half) for n in range(len(network.layers))] == pytest.approx(
-        before
-    )
+    assert [predictor.layer_us(n, half) for n in range(len(before))] == pytest.approx(before)
 
 
-def test_one_wild_time_does_not_make_a_layer_cheap(networks: Networks, tmp_path: Path) -> None:
-    graph, _ = networks("plain")
-    path = exported(graph.model, "plain", tmp_path / "n.onnx")
-    network = read_network(path, watched(path), graph.cost.length, graph.full, PROFILER)
+def test_between_two_networks_that_were_seen_corrections_go_over(networks: Networks) -> None:
+    graph, network = networks("plain")
+    predictor = Predictor(network, ByMacs(Path("none"), {}))
+    plain = Predictor(network, ByMacs(Path("none"), {}))
+    key = network.layers[0].key
+    assert key is not None
+    few, some, many, kept = (graph.full.copy() for _ in range(4))
+    few[0], some[0], many[0], kept[0] = 3, 6, 9, 4
+    for counts_, ratio in ((many, 1.2), (few, 0.5), (some, 0.8)):
+        predictor.see(counts_, {key: ratio * plain.layer_us(0, counts_)})
+    ratios = dict.fromkeys(range(2, 13), 0.0)
+    for n in ratios:
+        kept[0] = n
+        ratios[n] = predictor.layer_us(0, kept) / plain.layer_us(0, kept)
+    assert [ratios[n] for n in (2, 3, 6, 9, 12)] == pytest.approx([0.5, 0.5, 0.8, 1.2, 1.0])
+    assert ratios[3] < ratios[4] < ratios[5] < ratios[6] < ratios[7] < ratios[8] < ratios[9]
+    assert ratios[9] > ratios[10] > ratios[11] > ratios[12]
+
+
+def test_one_wild_time_does_not_make_a_layer_cheap(networks: Networks) -> None:
+    graph, network = networks("plain")
     half = graph.full // 2
-    predictor = Predictor(network, Profiled())
+    predictor = Predictor(network, ByMacs(Path("none"), {}))
     before = predictor.layer_us(0, half)
     key = network.layers[0].key
     assert key is not None
     for us, most in ((before * 100, 4), (before / 100, 0.25)):
         predictor.see(half, {key: us})
         assert predictor.layer_us(0, half) == pytest.approx(before * most)
+    # A profile without this layer, or without any, says nothing of it.
     predictor.see(half, {})
-    assert predictor.layer_us(0, half) == before
+    assert predictor.layer_us(0, half) == pytest.approx(before * 0.25)
 
 
 @pytest.mark.parametrize(

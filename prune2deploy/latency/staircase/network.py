@@ -92,7 +92,8 @@ class Predictor:
         self.table = table
         self._profiler = table.profiler or Profiler()
         self._known: dict[tuple[LayerSpec, Point], tuple[float, bool]] = {}
-        self._seen: dict[int, tuple[float, float]] = {}
+        # Per layer what its time was multiplied with, by the time that the table says.
+        self._seen: list[dict[float, float]] = [{} for _ in network.layers]
         self._layers: dict[tuple[int, Point], float] = {}
         self._scale = [
             1.0
@@ -111,17 +112,15 @@ class Predictor:
     def see(self, kept: Counts, times: Mapping[Key, float]) -> None:
         """Correct every layer by what it took in a network that keeps these channels.
 
-        times: µs by the layers' keys, without what the profiler adds. The correction holds for
-        what takes no longer than that, and fades towards the original's widths.
+        Between networks that were seen, the original is one of them, corrections go over into one
+        another. times: µs by the layers' keys, without what the profiler adds.
         """
-        found = {}
         for number, layer in enumerate(self.network.layers):
             us = None if layer.key is None else times.get(layer.key)
             if us:
                 said = self._uncorrected_us(number, layer.point(kept))
                 ratio = us / said if said > 0 else 1.0
-                found[number] = said, min(max(ratio, 1 / _FARTHEST), _FARTHEST)
-        self._seen = found
+                self._seen[number][said] = min(max(ratio, 1 / _FARTHEST), _FARTHEST)
         self._layers.clear()
 
     def layer_us(self, number: int, kept: Counts) -> float:
@@ -134,14 +133,18 @@ class Predictor:
         return self._layers[key]
 
     def _correction(self, number: int, us: float) -> float:
-        """What a time is to be multiplied with: all of what was seen there and below."""
-        if number not in self._seen:
+        """What a time is to be multiplied with."""
+        seen = self._seen[number]
+        if not seen:
             return 1.0
-        seen, ratio = self._seen[number]
         full = self.network.layers[number].context_us
-        if us <= seen or seen >= full:
-            return ratio
-        return float(ratio ** max(0.0, math.log(full / us) / math.log(full / seen)))
+        points = sorted({full: 1.0, **seen}.items())
+        low = max((one for one in points if one[0] <= us), default=points[0])
+        high = min((one for one in points if one[0] >= us), default=points[-1])
+        if low[0] >= high[0]:
+            return high[1]
+        share = math.log(us / low[0]) / math.log(high[0] / low[0])
+        return float(low[1] * (high[1] / low[1]) ** share)
 
     def _uncorrected_us(self, number: int, point: Point) -> float:
         layer = self.network.layers[number]

@@ -180,7 +180,7 @@ class _Search:
         tries = ROUNDS if last else _TRIES_ON_THE_WAY
         low, high = (CLOSE, 1.0) if last else _ON_THE_WAY
         tried: set[bytes] = set()
-        improving = not last
+        improving = False
         with progress.task("Fitting into the time") as shown:
             for number in range(1, tries + 1):
                 found = self._new(tried)
@@ -188,12 +188,11 @@ class _Search:
                     break
                 used = self._measured(number, *found, high if number < tries or last else np.inf)
                 shown.advance(1, f"round {number} of at most {tries}: {used:.0%} of the budget")
-                if (found[1] == self.graph.full).all():
+                if improving or (found[1] == self.graph.full).all():
                     break
-                if low <= used <= high:
-                    if improving or used >= _WELL:
-                        break
-                    improving = True
+                improving = low <= used <= high
+                if improving and (used >= _WELL or not last):
+                    break
         if self.best is None:
             raise BudgetError(_missed(self.history))
         self.best.attempts = self.history

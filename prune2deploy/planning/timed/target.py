@@ -214,9 +214,11 @@ class Target:
     ceilings: Sequence[Ceiling] = ()
     allowed_us: float = field(init=False)
     _seen: list[tuple[Counts, float]] = field(init=False, default_factory=list)
+    _unit: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.allowed_us = self.budget_us * AIM
+        self._unit = self.predictor.factor
 
     @property
     def budget_us(self) -> float:
@@ -259,7 +261,11 @@ class Target:
         if not CLOSE <= found.used <= 1:
             answer = bench.layers(self.goal, small)
             profiler = self.predictor.table.profiler or Profiler()
-            self.predictor.see(counts, own_times(small, answer, profiler))
+            # The profile is of a session of its own, in which the machine may have been slower.
+            plain = answer["models"][0]["plain_run_us"]["median"]
+            speed = found.measured_ms * 1000 / plain / self._unit
+            own = own_times(small, answer, profiler)
+            self.predictor.see(counts, {key: us * speed for key, us in own.items()})
         self.predictor.factor *= found.measured_ms * 1000 / self.predictor.total_us(counts)
         self._seen.append((counts, found.used))
         self.allowed_us = self._next(counts, found.used)
