@@ -42,6 +42,7 @@ prune:
   method: {method}
   budget: {{macs: 0.45}}
   round_to: 1
+  min_channels: 4  # two of the last layer, as global scores may leave, do not tell ten digits apart
   {train}
 finetune: {{epochs: 3, lr: 0.05, precision: fp32}}
 """
