@@ -41,11 +41,12 @@ pretrain: {{epochs: 6, lr: 0.1, precision: fp32}}
 prune:
   method: {method}
   budget: {{macs: 0.45}}
-  round_to: 1
-  min_channels: 4  # two of the last layer, as global scores may leave, do not tell ten digits apart
+  {channels}
   {train}
 finetune: {{epochs: 3, lr: 0.05, precision: fp32}}
 """
+# Two channels of the last layer, as global scores may leave, do not tell ten digits apart.
+CHANNELS = "round_to: 1\n  min_channels: 4"
 TRAIN = "train: {epochs: 2, lr: 0.02, precision: fp32}"
 
 
@@ -53,7 +54,7 @@ def recipe_of(method: str, folder: Path) -> Recipe:
     path = folder / "digits.yaml"
     kind = METHODS[method]
     train = TRAIN if kind.needs_training or kind.may_train else ""
-    path.write_text(TEXT.format(method=method, train=train))
+    path.write_text(TEXT.format(method=method, channels=CHANNELS, train=train))
     return load_recipe(path, [])
 
 

@@ -30,8 +30,8 @@ def trainable(name: str, folder: Path) -> Recipe:
     """A recipe with a training for the method."""
     if METHODS[name].granularity == "channel":
         return recipe_of(name, folder)
-    text = TEXT.format(method=name, train=TRAIN).replace("macs: 0.45", "weights: 0.5")
-    return parse_recipe(text.replace("round_to: 1", ""), folder / "digits.yaml")
+    text = TEXT.format(method=name, channels="", train=TRAIN)
+    return parse_recipe(text.replace("macs: 0.45", "weights: 0.5"), folder / "digits.yaml")
 
 
 def trained(
