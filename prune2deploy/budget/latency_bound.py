@@ -163,15 +163,23 @@ def _dual(gains: Tables, costs: Sequence[_Cost], order: Sequence[int]) -> float 
     narrowest = [0] * len(gains)
     for (group,), table in gains.items():
         narrowest[group] = len(table) - 1
-    found = [narrowest, [0] * len(gains)]
     if max(cost.at(narrowest) for cost in costs) > 1:
         return None
+    found: list[list[int]] = []
+    values: list[float] = []
+    shares: list[list[float]] = [[] for _ in costs]
+
+    def take_up(places: list[int]) -> None:
+        found.append(places)
+        values.append(_value(gains, places))
+        for cost, some in zip(costs, shares, strict=True):
+            some.append(cost.at(places))
+
+    take_up(narrowest)
+    take_up([0] * len(gains))
     bound = 1.0
     for _ in range(_ROUNDS):
-        value, prices = _mixture(
-            [_value(gains, places) for places in found],
-            [[cost.at(places) for places in found] for cost in costs],
-        )
+        value, prices = _mixture(values, shares)
         priced = dict(gains)
         for price, cost in zip(prices, costs, strict=True):
             for groups, table in cost.tables.items():
@@ -181,7 +189,7 @@ def _dual(gains: Tables, costs: Sequence[_Cost], order: Sequence[int]) -> float 
         bound = min(bound, _value(priced, places) + fixed)
         if bound - value < _CLOSE or places in found:
             break
-        found.append(places)
+        take_up(places)
     return bound
 
 

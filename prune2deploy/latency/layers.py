@@ -180,26 +180,20 @@ def _model_runs(name: str, path: Path, facts: Mapping[str, Any]) -> ModelRuns:
 Named = dict[Key, tuple[str, LayerTime]]
 
 
-def times_of_nodes(
-    graph: FileGraph, executed: Sequence[Mapping[str, Any]]
-) -> tuple[dict[int, float], float]:
-    """Share the runtime's time among the nodes of a file.
+def times_of_nodes(graph: FileGraph, executed: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """Share the runtime's time among the nodes of a file; what it added is left out.
 
     executed: of the probe's answer.
 
     Returns:
-        µs by the place of a node, whose time includes what was fused into it; and the µs of what
-        the runtime added.
+        µs by the place of a node, whose time includes what was fused into it.
     """
     times: dict[int, float] = {}
-    added = 0.0
     for node in executed:
         place = graph.origin(node)
-        if place is None:
-            added += node["median"]
-        else:
+        if place is not None:
             times[place] = times.get(place, 0.0) + node["median"]
-    return times, added
+    return times
 
 
 def _of_model(graph: FileGraph, executed: Sequence[Mapping[str, Any]]) -> tuple[Named, Named]:

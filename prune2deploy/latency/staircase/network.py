@@ -90,7 +90,7 @@ class Predictor:
         self.network = network
         self.factor = factor
         self.table = table
-        self._profiler = table.profiler or Profiler()
+        self.profiler = table.profiler or Profiler()
         self._known: dict[tuple[LayerSpec, Point], tuple[float, bool]] = {}
         # Per layer what its time was multiplied with, by the time that the table says.
         self._seen: list[dict[float, float]] = [{} for _ in network.layers]
@@ -106,7 +106,7 @@ class Predictor:
         key = spec, point
         if key not in self._known:
             found = self.table.time(spec, point)
-            self._known[key] = self._profiler.own_us(found.us), found.interpolated
+            self._known[key] = self.profiler.own_us(found.us), found.interpolated
         return self._known[key]
 
     def see(self, kept: Counts, times: Mapping[Key, float]) -> None:
@@ -192,7 +192,7 @@ def read_network(
 
     graph = read_graph(path)
     facts = answer["models"][0]
-    times, _ = times_of_nodes(graph, facts["nodes"])
+    times = times_of_nodes(graph, facts["nodes"])
     proto = onnx.shape_inference.infer_shapes(onnx.load(path))
     nodes = [node for node in proto.graph.node if node.op_type != "Constant"]
     flow = Flow(proto, length, len(full))
@@ -221,7 +221,7 @@ def read_network(
 def own_times(path: Path, answer: Mapping[str, Any], profiler: Profiler) -> dict[Key, float]:
     """What each layer of a file took, in µs by its key, without what the profiler adds."""
     graph = read_graph(path)
-    times, _ = times_of_nodes(graph, answer["models"][0]["nodes"])
+    times = times_of_nodes(graph, answer["models"][0]["nodes"])
     return {graph.nodes[place].key: profiler.own_us(us) for place, us in times.items()}
 
 

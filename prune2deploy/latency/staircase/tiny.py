@@ -48,7 +48,6 @@ def write_layers(path: Path, spec: LayerSpec, points: Sequence[Point]) -> dict[s
     Returns:
         {name of the branch's weight, as the runtime's profile tells it: point}.
     """
-    import onnx
     from onnx import TensorProto, helper
 
     nodes: list[Any] = []
@@ -72,9 +71,7 @@ def write_layers(path: Path, spec: LayerSpec, points: Sequence[Point]) -> dict[s
         # One number leaves each branch: copying whole images out would be timed as well.
         nodes.append(helper.make_node("ReduceMax", [f"{name}.out"], [f"{name}.max"], keepdims=0))
         outputs.append(helper.make_tensor_value_info(f"{name}.max", TensorProto.FLOAT, []))
-    graph = helper.make_graph(nodes, "layers", inputs, outputs)
-    opset = [helper.make_opsetid("", _OPSET)]
-    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+    _save(path, nodes, inputs, outputs)
     return named
 
 
@@ -83,7 +80,6 @@ def write_chain(path: Path, length: int, width: int, size: Sequence[int]) -> Non
 
     size: of the image.
     """
-    import onnx
     from onnx import TensorProto, helper
 
     nodes: list[Any] = []
@@ -98,7 +94,14 @@ def write_chain(path: Path, length: int, width: int, size: Sequence[int]) -> Non
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, width, *size])
         for name in ("x", source)
     ]
-    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:])
+    _save(path, nodes, ends[:1], ends[1:])
+
+
+def _save(path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any]) -> None:
+    import onnx
+    from onnx import helper
+
+    graph = helper.make_graph(nodes, "layers", inputs, outputs)
     opset = [helper.make_opsetid("", _OPSET)]
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), path)
 

@@ -133,7 +133,7 @@ def _opened(goal: Goal, blocks: Sequence[Block], current: Path, bench: Bench) ->
         {"current": current}, device=goal.device, options=short, devices=bench.devices
     )
     nodes = read_graph(current)
-    times, _ = times_of_nodes(nodes, layers.answer["models"][0]["nodes"])
+    times = times_of_nodes(nodes, layers.answer["models"][0]["nodes"])
     saved = [
         sum(us for place, us in times.items() if _inside(nodes.nodes[place].layer, block))
         for block in blocks

@@ -19,7 +19,6 @@ from prune2deploy.latency import Latency, ProfileOptions, ProfileResult, profile
 from prune2deploy.latency.staircase.measure import fill, open_table, prepare
 from prune2deploy.latency.staircase.memory import peak_activations
 from prune2deploy.latency.staircase.network import Predictor, own_times, read_network
-from prune2deploy.latency.staircase.table import Profiler
 
 Export = Callable[[nn.Module, Path], object]
 """Writes a model as the ONNX file that is measured."""
@@ -260,11 +259,10 @@ class Target:
         found = bench.measure(self.goal, small, self.original_us, predicted)
         if not CLOSE <= found.used <= 1:
             answer = bench.layers(self.goal, small)
-            profiler = self.predictor.table.profiler or Profiler()
             # The profile is of a session of its own, in which the machine may have been slower.
             plain = answer["models"][0]["plain_run_us"]["median"]
             speed = found.measured_ms * 1000 / plain / self._unit
-            own = own_times(small, answer, profiler)
+            own = own_times(small, answer, self.predictor.profiler)
             self.predictor.see(counts, {key: us * speed for key, us in own.items()})
         self.predictor.factor *= found.measured_ms * 1000 / self.predictor.total_us(counts)
         self._seen.append((counts, found.used))
@@ -298,8 +296,8 @@ def open_target(graph: Graph, goal: Goal, current: Path, bench: Bench) -> Target
     with open_device(goal.device, bench.devices) as device:
         table = open_table(device, bench.options)
         prepare(table, device, bench.options)
-        profiler = table.profiler or Profiler()
-        network = read_network(current, answer, graph.cost.length, graph.full, profiler)
+        assert table.profiler is not None
+        network = read_network(current, answer, graph.cost.length, graph.full, table.profiler)
         fill(table, device, bench.options, network.specs())
     predictor = Predictor(network, table)
     files = {"original": bench.original}
