@@ -131,7 +131,11 @@ class Explanation:
 
 
 def explain(
-    result: LayersResult, measured: Measured | None = None, step: int | None = None
+    result: LayersResult,
+    measured: Measured | None = None,
+    step: int | None = None,
+    *,
+    timed: bool = False,
 ) -> Explanation:
     """Split what a pruned network takes beyond its MACs' share of the original's time.
 
@@ -139,6 +143,7 @@ def explain(
         result: of two files, the original first.
         measured: None takes the profile's plain runs.
         step: of the device's staircase; None looks for channels that the runtime padded.
+        timed: whether the network was pruned for a time, which need not be advised then.
 
     Raises:
         DeviceError: there are not two files, or no MACs can be counted in them.
@@ -169,7 +174,7 @@ def explain(
         causes=causes,
         layers=tuple(sorted(losses, key=lambda one: -one.lost_ms)),
         actions=advice(
-            {one.key: one.ms for one in causes}, _MATTERS * pruned_ms, step, after.added_ms
+            {one.key: one.ms for one in causes}, _MATTERS * pruned_ms, step, after.added_ms, timed
         ),
         notes=_notes(result, before, after, known if measured else None, step),
         step=step,

@@ -87,13 +87,24 @@ def widths_action(widths: Widths, step: int) -> str:
 
 
 def advice(
-    causes: Mapping[str, float], matters_ms: float, step: int | None, added: Mapping[str, float]
+    causes: Mapping[str, float],
+    matters_ms: float,
+    step: int | None,
+    added: Mapping[str, float],
+    timed: bool,
 ) -> tuple[str, ...]:
     """Return what to do about the causes that matter, the worst first."""
     most = max(added, key=lambda op: added[op], default="")
+    by_time = (
+        "The budget of time chose so: what it left is worth more than its time. If that is too "
+        "slow, ask for less time; MACs say nothing here."
+    )
+    by_macs = (
+        "Let time decide instead of MACs: a budget with latency_ms or speedup prunes where time "
+        "is spent."
+    )
     texts = {
-        "uneven": "Let time decide instead of MACs: a budget with latency_ms or speedup prunes "
-        "where time is spent.",
+        "uneven": by_time if timed else by_macs,
         "widths": f"Prune again with round_to: {step} in the budget.",
         "not_macs": "Remove whole blocks, or cut the channels that go into these layers: their "
         "time goes with the size of what they read and write.",

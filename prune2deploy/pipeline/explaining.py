@@ -16,6 +16,7 @@ from prune2deploy.latency.results import ProfileResult, result_from_answer
 from prune2deploy.latency.staircase.measure import conditions_of
 from prune2deploy.latency.staircase.table import load_table, table_path
 from prune2deploy.pipeline import folder as files
+from prune2deploy.recipe import parse_recipe
 
 _RUNTIME = "onnxruntime"  # the one that can tell how long its layers take
 
@@ -43,7 +44,7 @@ def explain_run(
     kept = _kept(folder / files.LATENCY / f"{device}.json", models, device)
     options = options or (kept.options if kept else None)
     result = profile_layers(models, device=device, options=options, devices=devices)
-    return explain(result, _measured(kept), _known_step(result))
+    return explain(result, _measured(kept), _known_step(result), timed=_was_timed(folder))
 
 
 def _models(folder: Path) -> dict[str, Path]:
@@ -56,6 +57,17 @@ def _models(folder: Path) -> dict[str, Path]:
             "what `prune2deploy run` said everything is in, such as runs/NAME."
         )
     return models
+
+
+def _was_timed(folder: Path) -> bool:
+    path = folder / files.RECIPE
+    if not path.is_file():
+        return False
+    try:
+        recipe = parse_recipe(path.read_text(encoding="utf-8"), path)
+    except RecipeError:
+        return False  # of another version, perhaps; only one sentence of advice goes by it
+    return recipe.prune.budget.timed
 
 
 def _only_device(folder: Path) -> str:

@@ -88,7 +88,9 @@ class Planted:
         self.outside = [0.0, 0.0]
         self.padded: dict[str, int] = {}
 
-    def explained(self, measured: Measured | None = None, step: int | None = None) -> Explanation:
+    def explained(
+        self, measured: Measured | None = None, step: int | None = None, timed: bool = False
+    ) -> Explanation:
         models = [
             facts(self.before, self.outside[0], {}),
             facts(self.after, self.outside[1], self.padded),
@@ -96,7 +98,7 @@ class Planted:
         setup = dict.fromkeys(("versions", "machine", "state"))
         answer = {"models": models, **setup}
         result = layers_from_answer("pi", self.paths, ProfileOptions(threads=1), answer)
-        return explain(result, measured, step)
+        return explain(result, measured, step, timed=timed)
 
 
 def shown(explanation: Explanation) -> dict[str, float]:
@@ -143,6 +145,8 @@ def test_macs_cut_where_they_are_cheap(halved: Planted) -> None:
     # A quarter of the MACs is gone, and with C0 three times as costly an eighth of the time.
     assert shown(explanation) == {"uneven": round((costly * 4 / 3) * 1000 / 8)}
     assert "latency_ms" in explanation.actions[0]
+    [action] = uneven.explained(timed=True).actions
+    assert action.startswith("The budget of time chose so")
     assert explanation.layers[0].name == "l0"
 
 

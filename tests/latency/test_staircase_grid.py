@@ -8,7 +8,15 @@ import math
 import numpy as np
 import pytest
 
-from prune2deploy.latency.staircase.grid import COARSE, NARROW, grid, refined, step_of, widths
+from prune2deploy.latency.staircase.grid import (
+    COARSE,
+    NARROW,
+    Extent,
+    grid,
+    refined,
+    step_of,
+    widths,
+)
 from prune2deploy.latency.staircase.specs import LayerSpec
 
 CONV = LayerSpec("conv", (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), (14, 14))
@@ -37,26 +45,37 @@ def test_widths_are_evenly_spread() -> None:
 
 
 def test_a_grid_has_every_pair_of_widths() -> None:
-    found = grid(CONV, (3, 24), 8)
+    found = grid(CONV, [Extent((3, 24))], 8)
     assert found == [(3, 4), (3, 8), (3, 16), (3, 24)]
-    assert len(grid(CONV, (256, 512), 8)) == COARSE**2
-    assert (256, 512) in grid(CONV, (256, 512), 8)
+    assert len(grid(CONV, [Extent((256, 512))], 8)) == COARSE**2
+    assert (256, 512) in grid(CONV, [Extent((256, 512))], 8)
+
+
+def test_what_cannot_shrink_is_measured_at_its_width_only() -> None:
+    classifier, head = Extent((24, 1000), (True, False)), Extent((24, 21), (True, False))
+    inner = Extent((8, 16))
+    found = grid(CONV, [classifier, head, inner], 8)
+    of = {out: [a for a, b in found if b == out] for out in {b for _, b in found}}
+    assert of == {1000: [4, 8, 16, 24], 21: [4, 8, 16, 24], 4: [4, 8], 8: [4, 8], 16: [4, 8]}
+    assert grid(CONV, [Extent((3, 24), (False, True))], 8) == [(3, 4), (3, 8), (3, 16), (3, 24)]
+    assert grid(DEPTHWISE, [Extent((24, 24), (False, False))], 8) == [(24, 24)]
+    assert grid(CONV.layout, [Extent((24, 24), (False, False))], 8) == [(4, 4)]
 
 
 def test_a_change_of_layout_is_looked_at_where_images_are_narrow() -> None:
     layout = CONV.layout
-    assert grid(layout, (64, 64), 16) == [(8, 8)]
-    assert grid(layout, (8, 8), 16) == []  # nothing can be cut to less than a step
-    assert grid(layout, (64, 64), 4) == []  # no half of it is a width of its own
+    assert grid(layout, [Extent((64, 64))], 16) == [(8, 8)]
+    assert grid(layout, [Extent((8, 8))], 16) == []  # nothing can be cut to less than a step
+    assert grid(layout, [Extent((64, 64))], 4) == []  # no half of it is a width of its own
 
 
 def test_depthwise_goes_in_and_out_alike() -> None:
-    assert grid(DEPTHWISE, (24, 24), 8) == [(4, 4), (8, 8), (16, 16), (24, 24)]
+    assert grid(DEPTHWISE, [Extent((24, 24))], 8) == [(4, 4), (8, 8), (16, 16), (24, 24)]
 
 
 def test_of_a_grouped_convolution_whole_groups_go() -> None:
     spec = LayerSpec("grouped", (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), (14, 14), group_width=4)
-    found = grid(spec, (32, 64), 8)
+    found = grid(spec, [Extent((32, 64))], 8)
     assert found[-1] == (32, 64)
     assert all(inside % 4 == 0 and outside == 2 * inside for inside, outside in found)
     assert [inside for inside, _ in found] == [8, 16, 24, 32]

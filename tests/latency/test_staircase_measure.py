@@ -11,6 +11,7 @@ import pytest
 
 from prune2deploy.devices import load_devices, open_device
 from prune2deploy.latency import ProfileOptions
+from prune2deploy.latency.staircase.grid import Extent
 from prune2deploy.latency.staircase.measure import conditions_of, fill, open_table, prepare
 from prune2deploy.latency.staircase.specs import LayerSpec
 from prune2deploy.latency.staircase.table import Table
@@ -41,7 +42,7 @@ def test_a_change_of_layout_takes_time_where_the_runtime_makes_one(
     with open_device("local", load_devices()) as device:
         table = open_table(device, OPTIONS, tmp_path / "table.json")
         table.step = step  # as if it had been looked for
-        fill(table, device, OPTIONS, {LAYOUT: (64, 64)})
+        fill(table, device, OPTIONS, {LAYOUT: [Extent((64, 64))]})
     half = step // 2
     assert table.times[LAYOUT.key].keys() == {(half, half)}
     taken = table.time(LAYOUT, (half, half)).us
@@ -51,7 +52,7 @@ def test_a_change_of_layout_takes_time_where_the_runtime_makes_one(
 def test_nothing_narrower_than_half_a_step_is_never_moved(tmp_path: Path) -> None:
     table = Table(tmp_path / "table.json", {}, 16)
     with open_device("local", load_devices()) as device:
-        fill(table, device, OPTIONS, {LAYOUT: (8, 8)})
+        fill(table, device, OPTIONS, {LAYOUT: [Extent((8, 8))]})
     assert not table.times.get(LAYOUT.key)
 
 

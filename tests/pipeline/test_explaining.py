@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +15,8 @@ from tiny_onnx import QUICK, save
 from prune2deploy.devices import LocalSettings
 from prune2deploy.errors import DeviceError, RecipeError
 from prune2deploy.latency import ProfileOptions, ResultFolder, profile_devices
+from prune2deploy.latency.explain import Explanation, explain
+from prune2deploy.pipeline import explaining
 from prune2deploy.pipeline.explaining import explain_run
 
 OPTIONS = ProfileOptions(**QUICK, threads=1, time_limit_s=60)
@@ -107,3 +110,27 @@ def test_of_a_run_with_lower_precisions_the_two_in_fp32_are_explained(run: Path)
     assert explanation.original_ms == pytest.approx(10)
     assert explanation.measured == pytest.approx(2.5)
     assert "has no measurement" not in " ".join(explanation.notes)
+
+
+@pytest.mark.parametrize(
+    ("budget", "timed"), [("{speedup: 2}", True), ("{macs: 0.5}", False), ("{mcas: 0.5}", False)]
+)
+def test_a_run_with_a_budget_of_time_is_not_advised_to_have_one(
+    run: Path, monkeypatch: pytest.MonkeyPatch, budget: str, timed: bool
+) -> None:
+    # Recipes of other versions, which this one cannot read, are explained as well.
+    (run / "recipe.yaml").write_text(
+        "model: {source: 'cifar:resnet20', input: [3, 32, 32]}\n"
+        "data: {source: digits}\n"
+        "pretrain: {epochs: 1, lr: 0.1}\n"
+        f"prune: {{method: l1, budget: {budget}}}\n"
+    )
+    told: list[bool] = []
+
+    def told_only(*arguments: Any, timed: bool) -> Explanation:
+        told.append(timed)
+        return explain(*arguments, timed=timed)
+
+    monkeypatch.setattr(explaining, "explain", told_only)
+    explain_run(run, options=OPTIONS, devices=DEVICES)
+    assert told == [timed]

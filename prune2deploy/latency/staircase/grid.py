@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from prune2deploy.latency.staircase.specs import LayerSpec
 from prune2deploy.latency.staircase.tiny import Point
@@ -24,6 +25,16 @@ _STAMP_US = 1.0
 
 _LOST = 0.03
 """What is no more than this share slower counts as equal when steps are looked for."""
+
+
+class Extent(NamedTuple):
+    """What of a kind of layer there is: its largest widths in and out, and which may shrink.
+
+    The outputs of a classifier, say, may not: only its inputs are worth measuring.
+    """
+
+    full: Point
+    free: tuple[bool, bool] = (True, True)
 
 
 def widths(full: int, step: int, count: int = COARSE) -> list[int]:
@@ -45,8 +56,16 @@ def half_of(step: int) -> int | None:
     return step // 2 if step >= 8 else None
 
 
-def grid(spec: LayerSpec, full: Point, step: int) -> list[Point]:
-    """The points that a layer's table starts with. full: the widest."""
+def grid(spec: LayerSpec, extents: Iterable[Extent], step: int) -> list[Point]:
+    """The points that a layer's table starts with, each once."""
+    points = [point for extent in extents for point in _grid(spec, extent, step)]
+    return list(dict.fromkeys(points))
+
+
+def _grid(spec: LayerSpec, extent: Extent, step: int) -> list[Point]:
+    full, free = extent
+    if spec.kind != "layout" and not any(free):
+        return [full]
     if spec.kind == "layout":
         half = half_of(step)
         return [(half, half)] if half is not None and half < full[0] else []
@@ -60,7 +79,10 @@ def grid(spec: LayerSpec, full: Point, step: int) -> list[Point]:
         return [
             (count * spec.group_width, round(count * spec.group_width * ratio)) for count in counts
         ]
-    return list(itertools.product(widths(full[0], step), widths(full[1], step)))
+    inside, outside = (
+        widths(width, step) if may else [width] for width, may in zip(full, free, strict=True)
+    )
+    return list(itertools.product(inside, outside))
 
 
 def refined(spec: LayerSpec, known: Mapping[Point, float], step: int) -> list[Point]:

@@ -14,7 +14,7 @@ from prune2deploy.devices import Device
 from prune2deploy.devices.features import features_of
 from prune2deploy.errors import DeviceError
 from prune2deploy.latency.options import ProfileOptions, options_on
-from prune2deploy.latency.staircase.grid import grid, refined, step_of
+from prune2deploy.latency.staircase.grid import Extent, grid, refined, step_of
 from prune2deploy.latency.staircase.specs import LayerSpec
 from prune2deploy.latency.staircase.table import Profiler, Table, load_table, table_path
 from prune2deploy.latency.staircase.tiny import Point, weight_bytes, write_chain, write_layers
@@ -92,19 +92,21 @@ def prepare(table: Table, device: Device, options: ProfileOptions) -> None:
 
 
 def fill(
-    table: Table, device: Device, options: ProfileOptions, layers: Mapping[LayerSpec, Point]
+    table: Table,
+    device: Device,
+    options: ProfileOptions,
+    layers: Mapping[LayerSpec, Sequence[Extent]],
 ) -> None:
     """Measure what a table lacks, and write it down after every piece.
 
-    table: a prepared one. layers: what there is, with its largest widths. Interrupted, it goes on
-    where it was.
+    table: a prepared one. layers: what there is. Interrupted, it goes on where it was.
 
     Raises:
         DeviceError: a measurement failed; what was measured before is kept.
     """
     options = options_on(device.settings, options)
     assert table.step is not None
-    pieces = {s: table.missing(s, grid(s, full, table.step)) for s, full in layers.items()}
+    pieces = {s: table.missing(s, grid(s, some, table.step)) for s, some in layers.items()}
     with progress.task(f"Timing layers on {device.name}", len(layers)) as shown:
         for spec, points in pieces.items():
             _measure(table, device, options, spec, points)

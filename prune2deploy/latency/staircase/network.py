@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prune2deploy.latency.layer_names import Key, read_graph
 from prune2deploy.latency.layers import times_of_nodes
 from prune2deploy.latency.staircase.flow import Flow, Length
-from prune2deploy.latency.staircase.grid import half_of
+from prune2deploy.latency.staircase.grid import Extent, half_of
 from prune2deploy.latency.staircase.specs import LayerSpec
 from prune2deploy.latency.staircase.table import Profiler, Table
 from prune2deploy.latency.staircase.tiny import Point
@@ -51,6 +51,11 @@ class NetworkLayer:
         """Its widths in and out for these counts."""
         return _width(self.inside, kept), _width(self.outside, kept)
 
+    @property
+    def may_shrink(self) -> tuple[bool, bool]:
+        """Whether its widths in and out depend on any group."""
+        return bool(self.inside[1:].any()), bool(self.outside[1:].any())
+
 
 @dataclass(frozen=True)
 class Network:
@@ -64,16 +69,23 @@ class Network:
     full: Counts
     rest_us: float
 
-    def specs(self) -> dict[LayerSpec, Point]:
+    def specs(self) -> dict[LayerSpec, list[Extent]]:
         """Every kind of layer with its largest widths, for the table."""
-        found: dict[LayerSpec, Point] = {}
+        found: dict[LayerSpec, dict[tuple[int | None, int | None], Extent]] = {}
         for layer in self.layers:
-            inside, outside = layer.point(self.full)
-            for spec, point in ((layer.spec, (inside, outside)), (layer.layout, (inside, inside))):
+            point, may = layer.point(self.full), layer.may_shrink
+            for spec, full, free in (
+                (layer.spec, point, may),
+                (layer.layout, (point[0], point[0]), (may[0], may[0])),
+            ):
                 if spec is not None:
-                    known = found.get(spec, (0, 0))
-                    found[spec] = max(point[0], known[0]), max(point[1], known[1])
-        return found
+                    # What cannot shrink differs from layer to layer; the rest has one grid.
+                    fixed = (None if free[0] else full[0], None if free[1] else full[1])
+                    of_spec = found.setdefault(spec, {})
+                    known = of_spec.get(fixed, Extent((0, 0))).full
+                    larger = max(full[0], known[0]), max(full[1], known[1])
+                    of_spec[fixed] = Extent(larger, free)
+        return {spec: list(extents.values()) for spec, extents in found.items()}
 
 
 class Predictor:
