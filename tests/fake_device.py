@@ -16,11 +16,13 @@ from fake_profile import fake_answer
 from typing_extensions import Self
 
 from prune2deploy.devices import Devices, LocalSettings
+from prune2deploy.latency import ProfileOptions
 
 OUTSIDE_US = 40.0  # what a run takes beside its nodes
 BASE_KB = 60_000  # of a process without a network
 _WEIGHTY = ("Conv", "Gemm", "MatMul")
 _BLOCKS = 12
+_SECONDS = ProfileOptions().min_time_s  # that so many blocks take
 _CROWD = 64  # channels in and out
 _TINY = ("layers", "chain")
 
@@ -59,16 +61,18 @@ class FakeDevice:
 
     step: of its staircase. strain: how much slower than the sum of its layers a network is that
     has lost everything, as a share; it is what a prediction gets wrong. noise: of single samples.
-    profiled: the whole networks that were timed, in order, as µs. memory: KB that a file takes
-    beyond BASE_KB; None: the device does not tell. narrow: share of the time that a layer takes
-    whose input is at most half a step. crowded: how much longer than alone a layer with many
-    channels takes in a whole network, which does not fit into the cache.
+    restless: of whole turns; then there are the more of them the longer is measured. profiled: the
+    whole networks that were timed, in order, as µs. memory: KB that a file takes beyond BASE_KB;
+    None: the device does not tell. narrow: share of the time that a layer takes whose input is at
+    most half a step. crowded: how much longer than alone a layer with many channels takes in a
+    whole network, which does not fit into the cache.
     """
 
     name: str = "local"
     step: int = 16
     strain: float = 0.0
     noise: float = 0.002
+    restless: float = 0.0
     narrow: float = 1.0
     crowded: float = 1.0
     memory: Callable[[Path], float] | None = None
@@ -105,7 +109,7 @@ class FakeDevice:
         paths = {model["name"]: Path(model["path"]) for model in job["models"]}
         if job.get("ask") == "layers":
             return {"models": [self._layers(path) for path in paths.values()]}
-        return self._turns(paths)
+        return self._turns(paths, job["min_time_s"])
 
     def _layers(self, path: Path) -> dict[str, Any]:
         same = {"inputs": None, "outputs": None, "output_shapes": None}
@@ -122,20 +126,25 @@ class FakeDevice:
             "outside_nodes_us": {"median": OUTSIDE_US},
         }
 
-    def _turns(self, paths: Mapping[str, Path]) -> dict[str, Any]:
+    def _turns(self, paths: Mapping[str, Path], seconds: float) -> dict[str, Any]:
         times = [self.network_us(path) for path in paths.values()]
         slower = self.drift(len(self.profiled))
         self.profiled.append(times[-1])
         random = np.random.default_rng(len(self.profiled))
+        blocks = round(_BLOCKS * seconds / _SECONDS) if self.restless else _BLOCKS
         turns = [
             {
                 "block": block,
                 "model": model,
                 "samples_ns": (
-                    us * 1000 * slower * (1 + self.noise * random.standard_normal(10))
+                    us
+                    * 1000
+                    * slower
+                    * (1 + self.restless * random.standard_normal())
+                    * (1 + self.noise * random.standard_normal(10))
                 ).tolist(),
             }
-            for block in range(_BLOCKS)
+            for block in range(blocks)
             for model, us in [*enumerate(times), *reversed([*enumerate(times)])]
         ]
         answer = {**fake_answer(paths), "turns": turns}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,30 @@ def test_an_overshoot_is_corrected(bed: Any) -> None:
     assert found.chosen == [later[-1]]
     errors = [abs(one.measured_ms / one.predicted_ms - 1) for one in (first, *later)]
     assert errors[-1] < errors[0] / 2
+
+
+@pytest.mark.parametrize("goal", [Goal("local", speedup=2.0), Goal("local", latency_ms=1.0)])
+def test_a_restless_machine_is_measured_for_longer(bed: Any, goal: Goal) -> None:
+    quiet = bed(FakeDevice(step=STEP, name="local"))
+    if goal.latency_ms is not None:
+        goal = replace(goal, latency_ms=quiet.fit(Goal("local", speedup=2.0)).chosen[0].budget_ms)
+    restless = FakeDevice(step=STEP, restless=0.04)
+    found = bed(restless).fit(goal)
+    rounds = len(found.attempts)
+    assert CLOSE <= found.chosen[0].used <= 1
+    # The first profile is of the original alone.
+    assert restless.jobs.count("profile") > 1 + rounds
+    # No longer than it takes.
+    still = FakeDevice(step=STEP)
+    rounds = len(bed(still).fit(goal).attempts)
+    assert still.jobs.count("profile") == 1 + rounds
+
+
+def test_no_machine_is_so_restless_that_measuring_never_ends(bed: Any) -> None:
+    wild = FakeDevice(step=STEP, restless=0.2)
+    found = bed(wild).fit(Goal("local", speedup=2.0))
+    assert found.chosen[0].used <= 1
+    assert wild.jobs.count("profile") == 1 + 3 * len(found.attempts)
 
 
 def test_of_what_the_time_allows_too_much_was_given_up_at_first(bed: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,8 @@ from prune2deploy.latency.staircase.measure import fill, open_table, prepare
 from prune2deploy.latency.staircase.memory import peak_activations
 from prune2deploy.latency.staircase.network import Predictor, own_times, read_network
 
+log = logging.getLogger(__name__)
+
 Export = Callable[[nn.Module, Path], object]
 """Writes a model as the ONNX file that is measured."""
 
@@ -31,6 +34,10 @@ SIZES = {"size_mb": "the file", "memory_mb": "memory"}
 
 AIM = (1 + CLOSE) / 2
 LAYERS_TIME_S = 2.0
+_WIDE = (
+    1 - AIM
+)  # an interval whose end is further off hardly lets a budget be met, or told from one
+_LONGEST = 4  # times as long as was asked for, that a restless machine is measured
 _FULL_CORRECTIONS = 2
 
 
@@ -67,6 +74,13 @@ class Goal:
         original, other = result.latencies
         high = (other.median_ci95_ms or (0.0, math.inf))[1]
         return high * 1000 / self.budget_us(original.median_ms * 1000)
+
+    def doubt(self, result: ProfileResult) -> float:
+        """How far the unfavourable end of the interval is from the estimate, as a share of it."""
+        if self.speedup is not None:
+            return float(result.speedups[0].ratio / result.speedups[0].low - 1)
+        other = result.latencies[1]
+        return (other.median_ci95_ms or (0.0, math.inf))[1] / other.median_ms - 1
 
     def sizes(self, result: ProfileResult) -> dict[str, Size]:
         """What is limited: of the original, of the network in question, and allowed, in MB.
@@ -161,12 +175,7 @@ class Bench:
 
     def measure(self, goal: Goal, path: Path, original_us: float, predicted_us: float) -> Attempt:
         """Measure a network beside the original. predicted_us: its time, as it was thought."""
-        result = profile(
-            {"original": self.original, "pruned": path},
-            device=goal.device,
-            options=self.options,
-            devices=self.devices,
-        )
+        result = self._compared(goal, path)
         measured = result.latencies[1].median_ms * 1000
         if goal.speedup is not None:
             # Both in turns: what slows the machine down slows both down.
@@ -174,6 +183,35 @@ class Bench:
         budget = goal.budget_us(original_us) / 1000
         used, sizes = goal.used(result), goal.sizes(result)
         return Attempt(goal.device, predicted_us / 1000, measured / 1000, budget, used, sizes)
+
+    def _compared(self, goal: Goal, path: Path) -> ProfileResult:
+        """Measure both in turns, for longer where the machine is restless.
+
+        Only the width of the interval decides about that, so that no lucky result is waited for.
+        """
+        for factor in (1, 2, _LONGEST):
+            options = replace(
+                self.options,
+                min_time_s=factor * self.options.min_time_s,
+                min_samples=factor * self.options.min_samples,
+                min_blocks=factor * self.options.min_blocks,
+            )
+            result = profile(
+                {"original": self.original, "pruned": path},
+                device=goal.device,
+                options=options,
+                devices=self.devices,
+            )
+            doubt = goal.doubt(result)
+            if doubt <= _WIDE:
+                break
+            log.info(
+                "%s is restless: after %g s its time is known to %.1f %%",
+                goal.device,
+                options.min_time_s,
+                100 * doubt,
+            )
+        return result
 
 
 @dataclass
