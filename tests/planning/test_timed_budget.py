@@ -118,7 +118,7 @@ def test_a_restless_machine_is_measured_for_longer(bed: Any, goal: Goal) -> None
     restless = FakeDevice(step=STEP, restless=0.04)
     found = bed(restless).fit(goal)
     rounds = len(found.attempts)
-    assert CLOSE <= found.chosen[0].used <= 1
+    assert 0.9 < found.chosen[0].used <= 1  # the next widths are 5 % off
     # The first profile is of the original alone.
     assert restless.jobs.count("profile") > 1 + rounds
     # No longer than it takes.
@@ -131,7 +131,8 @@ def test_no_machine_is_so_restless_that_measuring_never_ends(bed: Any) -> None:
     wild = FakeDevice(step=STEP, restless=0.2)
     found = bed(wild).fit(Goal("local", speedup=2.0))
     assert found.chosen[0].used <= 1
-    assert wild.jobs.count("profile") == 1 + 3 * len(found.attempts)
+    rounds = len(found.attempts)
+    assert 1 + rounds < wild.jobs.count("profile") <= 1 + 2 * rounds
 
 
 def test_of_what_the_time_allows_too_much_was_given_up_at_first(bed: Any) -> None:

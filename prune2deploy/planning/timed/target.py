@@ -69,18 +69,17 @@ class Goal:
 
         result: of the original and the network in question, in this order.
         """
-        if self.speedup is not None:
-            return float(self.speedup**self.part / result.speedups[0].low)
-        original, other = result.latencies
-        high = (other.median_ci95_ms or (0.0, math.inf))[1]
-        return high * 1000 / self.budget_us(original.median_ms * 1000)
+        return self.span(result)[1]
 
-    def doubt(self, result: ProfileResult) -> float:
-        """How far the unfavourable end of the interval is from the estimate, as a share of it."""
+    def span(self, result: ProfileResult) -> tuple[float, float]:
+        """The interval of the share of what is allowed that is used."""
         if self.speedup is not None:
-            return float(result.speedups[0].ratio / result.speedups[0].low - 1)
-        other = result.latencies[1]
-        return (other.median_ci95_ms or (0.0, math.inf))[1] / other.median_ms - 1
+            one, allowed = result.speedups[0], self.speedup**self.part
+            return float(allowed / one.high), float(allowed / one.low)
+        original, other = result.latencies
+        low, high = other.median_ci95_ms or (0.0, math.inf)
+        budget_ms = self.budget_us(original.median_ms * 1000) / 1000
+        return low / budget_ms, high / budget_ms
 
     def sizes(self, result: ProfileResult) -> dict[str, Size]:
         """What is limited: of the original, of the network in question, and allowed, in MB.
@@ -185,33 +184,38 @@ class Bench:
         return Attempt(goal.device, predicted_us / 1000, measured / 1000, budget, used, sizes)
 
     def _compared(self, goal: Goal, path: Path) -> ProfileResult:
-        """Measure both in turns, for longer where the machine is restless.
+        """Measure both in turns; where that decides nothing, once more and for longer.
 
-        Only the width of the interval decides about that, so that no lucky result is waited for.
+        The second measurement counts whatever it says, so that no lucky one is waited for.
         """
-        for factor in (1, 2, _LONGEST):
-            options = replace(
-                self.options,
-                min_time_s=factor * self.options.min_time_s,
-                min_samples=factor * self.options.min_samples,
-                min_blocks=factor * self.options.min_blocks,
-            )
-            result = profile(
-                {"original": self.original, "pruned": path},
-                device=goal.device,
-                options=options,
-                devices=self.devices,
-            )
-            doubt = goal.doubt(result)
-            if doubt <= _WIDE:
-                break
-            log.info(
-                "%s is restless: after %g s its time is known to %.1f %%",
-                goal.device,
-                options.min_time_s,
-                100 * doubt,
-            )
-        return result
+        result = self._profiled(goal, path, 1)
+        low, high = goal.span(result)
+        doubt = math.sqrt(high / low) - 1 if low > 0 else math.inf
+        if low > 1 or high < CLOSE or doubt <= _WIDE:
+            return result
+        # An interval is half as wide after four times as long.
+        factor = min(_LONGEST, math.ceil((min(doubt / _WIDE, _LONGEST)) ** 2))
+        log.info(
+            "%s is restless: the time is known to %.1f %%; measuring %d times as long",
+            goal.device,
+            100 * doubt,
+            factor,
+        )
+        return self._profiled(goal, path, factor)
+
+    def _profiled(self, goal: Goal, path: Path, factor: int) -> ProfileResult:
+        options = replace(
+            self.options,
+            min_time_s=factor * self.options.min_time_s,
+            min_samples=factor * self.options.min_samples,
+            min_blocks=factor * self.options.min_blocks,
+        )
+        return profile(
+            {"original": self.original, "pruned": path},
+            device=goal.device,
+            options=options,
+            devices=self.devices,
+        )
 
 
 @dataclass
