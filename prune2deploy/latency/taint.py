@@ -221,11 +221,12 @@ def _gpu(answer: Answer) -> list[str]:
 
 
 def wall_s(answer: Answer) -> float:
-    """Return about how long the measurement took, in seconds: timed runs and settling ones."""
+    """Return about how long the measurement took, in seconds: waiting, settling and timed runs."""
     total_ns = 0.0
     for turn in answer["turns"]:
         samples = turn["samples_ns"]
         total_ns += sum(samples) * (1 + turn.get("settle_runs", 0) / len(samples))
+        total_ns += (turn.get("rest_s") or 0.0) * 1e9
     return total_ns / 1e9
 
 
@@ -250,6 +251,17 @@ def _interrupted(answer: Answer) -> list[str]:
             f"measurement of {whole_s:.2f} s (stolen time)"
         )
     return reasons
+
+
+def _never_resting(answer: Answer) -> list[str]:
+    turns = answer["turns"]
+    restless = sum(turn.get("rest_s", 0.0) is None for turn in turns)
+    if not restless:
+        return []
+    return [
+        f"before {restless} of {len(turns)} turns the worker threads of the model before them did "
+        "not stop looking for work, and held CPUs that the next model's need"
+    ]
 
 
 def _swapped(answer: Answer) -> list[str]:
@@ -326,6 +338,7 @@ _RULES: tuple[Rule, ...] = (
     _clocks,
     _gpu,
     _interrupted,
+    _never_resting,
     _swapped,
     _held_back,
     _power_mode,

@@ -9,6 +9,9 @@ import time
 from typing import Any, Callable, Sequence
 
 MIN_CALLS = 3  # per turn and per warm-up window, so that one outlier is not the median
+LOOK_S = 0.02  # two ticks of a slow kernel, which counts a running thread's time at ticks only
+RESTING = 0.1  # of a look, that threads use which wait for nothing
+REST_LIMIT_S = 1.0
 
 
 class Progress:
@@ -53,6 +56,28 @@ def run_for(run: Callable[[], Any], seconds: float, calls: int) -> list[int]:
     return samples
 
 
+def rest(limit_s: float = REST_LIMIT_S) -> float | None:
+    """Wait until no other thread of this process computes.
+
+    After its last run a session's worker threads look for work in a busy loop for a while (ONNX
+    Runtime's for some 50 ms), on the CPUs that the next session's workers need: its first runs
+    take up to three times as long. This thread waits busily as well, so that its CPU keeps its
+    clock.
+
+    Returns:
+        Seconds it took; None: they did not stop within the limit.
+    """
+    start = time.perf_counter()
+    while True:
+        before, look = time.process_time() - time.thread_time(), time.perf_counter()
+        while time.perf_counter() < look + LOOK_S:
+            pass
+        if time.process_time() - time.thread_time() - before < RESTING * LOOK_S:
+            return time.perf_counter() - start
+        if time.perf_counter() - start > limit_s:
+            return None
+
+
 def median(values: Sequence[float]) -> float:
     # Not the standard library's: with this file's folder on the path, that name is a neighbour's.
     ordered = sorted(values)
@@ -77,21 +102,29 @@ def warm_up(run: Callable[[], Any], job: dict[str, Any]) -> dict[str, Any]:
 def measure(
     runs: list[Callable[[], Any]], calls: list[int], job: dict[str, Any], progress: Progress
 ) -> list[dict[str, Any]]:
-    """Return the turns in the order they were taken, each with its block, model and samples."""
+    """Return the turns in the order they were taken, each with its block, model and samples.
+
+    rest_s is what a turn waited for the threads of the model before it; None: in vain.
+    """
     rng = random.Random(job["seed"])
     turns: list[dict[str, Any]] = []
     blocks, told = 0, 0.0
     time_ns, samples_taken = [0] * len(runs), [0] * len(runs)
+    last = None
     while True:
         drawn = rng.sample(range(len(runs)), len(runs))
         for order in (drawn, drawn[::-1]):
             for index in order + order[::-1]:
+                # One thread has no workers, and its own are no harm.
+                apart = job["threads"] > 1 and last not in (None, index)
+                rest_s = rest() if apart else 0.0
+                last = index
                 settle_runs = len(run_for(runs[index], job["settle_s"], 1))
                 samples = timed(runs[index], calls[index])
                 time_ns[index] += sum(samples)
                 samples_taken[index] += len(samples)
                 turn = {"block": blocks, "model": index, "settle_runs": settle_runs}
-                turns.append({**turn, "samples_ns": samples})
+                turns.append({**turn, "rest_s": rest_s, "samples_ns": samples})
             blocks += 1
         done = min(
             min(time_ns) / 1e9 / job["min_time_s"],

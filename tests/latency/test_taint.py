@@ -87,6 +87,15 @@ def test_a_throttle_count_that_rises(key: str) -> None:
     assert "of cpu1 rose by 5" in only(answer(before, None, [before, after]))
 
 
+def test_worker_threads_that_never_rest() -> None:
+    given = answer()
+    for turn in given["turns"]:
+        turn["rest_s"] = 0.05
+    assert found(given) == ()
+    given["turns"][3]["rest_s"] = given["turns"][7]["rest_s"] = None
+    assert "before 2 of 40 turns the worker threads" in only(given)
+
+
 def test_an_overcurrent_event() -> None:
     before, after = {"overcurrent_count": {"oc1": 0, "oc3": 41}}, {"overcurrent_count": {"oc3": 42}}
     assert "event count oc3 rose by 1 to 42" in only(answer(before, after))
