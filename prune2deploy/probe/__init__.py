@@ -15,8 +15,9 @@ What happens, in this order:
   warmup   All models loaded side by side; each runs for a time *and* until its median settles.
   measure  A block gives every model two turns in mirrored order (A B B A), which cancels linear
            drift. Blocks come in pairs, the second in reverse (B A A B), so that no model has the
-           outer turns more often; the order of each pair is drawn. A turn starts with untimed
-           runs, because the caches still hold the model before it. The calls per turn are fixed
+           outer turns more often; the order of each pair is drawn. A turn waits until the
+           worker threads of the model before it rest, and starts with untimed runs, because the
+           caches still hold that model. The calls per turn are fixed
            after the warm-up: they must not depend on what is being measured. A process beside it
            (watch.py) records clocks, temperatures and the like meanwhile.
   energy   Where the machine can tell its power: an idle time, then each model for itself.

@@ -60,7 +60,7 @@ def rest(limit_s: float = REST_LIMIT_S) -> float | None:
     """Wait until no other thread of this process computes.
 
     After its last run a session's worker threads look for work in a busy loop for a while (ONNX
-    Runtime's for some 50 ms), on the CPUs that the next session's workers need: its first runs
+    Runtime's for some 60 ms), on the CPUs that the next session's workers need: its first runs
     take up to three times as long. This thread waits busily as well, so that its CPU keeps its
     clock.
 
@@ -115,7 +115,7 @@ def measure(
         drawn = rng.sample(range(len(runs)), len(runs))
         for order in (drawn, drawn[::-1]):
             for index in order + order[::-1]:
-                # One thread has no workers, and its own are no harm.
+                # One thread has no workers, and a model's own are no harm to it.
                 apart = job["threads"] > 1 and last not in (None, index)
                 rest_s = rest() if apart else 0.0
                 last = index

@@ -19,8 +19,7 @@ from tiny_onnx import ConvModel
 from prune2deploy.probe.job import ASKS, COMMON
 from prune2deploy.probe.measuring import LOOK_S, Progress, measure, rest
 
-two_cpus = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
-pytestmark = two_cpus
+pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
 DATA = np.zeros((1, 3, 16, 16), np.float32)
 BLOCK = bytes(1 << 20)  # hashed without the interpreter's lock
 

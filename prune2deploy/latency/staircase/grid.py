@@ -64,11 +64,11 @@ def grid(spec: LayerSpec, extents: Iterable[Extent], step: int) -> list[Point]:
 
 def _grid(spec: LayerSpec, extent: Extent, step: int) -> list[Point]:
     full, free = extent
-    if spec.kind != "layout" and not any(free):
-        return [full]
     if spec.kind == "layout":
         half = half_of(step)
         return [(half, half)] if half is not None and half < full[0] else []
+    if not any(free):
+        return [full]
     if spec.kind == "depthwise":
         return [(width, width) for width in widths(full[1], step)]
     if spec.kind == "grouped":

@@ -34,9 +34,7 @@ SIZES = {"size_mb": "the file", "memory_mb": "memory"}
 
 AIM = (1 + CLOSE) / 2
 LAYERS_TIME_S = 2.0
-_WIDE = (
-    1 - AIM
-)  # an interval whose end is further off hardly lets a budget be met, or told from one
+_WIDE = 1 - AIM  # where an interval's end is further off, a budget is hardly ever met
 _LONGEST = 4  # times as long as was asked for, that a restless machine is measured
 _FULL_CORRECTIONS = 2
 
@@ -194,7 +192,7 @@ class Bench:
         if low > 1 or high < CLOSE or doubt <= _WIDE:
             return result
         # An interval is half as wide after four times as long.
-        factor = min(_LONGEST, math.ceil((min(doubt / _WIDE, _LONGEST)) ** 2))
+        factor = math.ceil(min(_LONGEST, (doubt / _WIDE) ** 2))
         log.info(
             "%s is restless: the time is known to %.1f %%; measuring %d times as long",
             goal.device,
