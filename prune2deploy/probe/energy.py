@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Callable, List, Optional, Tuple
 
 from .jetson import tegrastats_watts
-from .measuring import MIN_CALLS, run_for
+from .measuring import MIN_CALLS, rest, run_for
 from .nvidia import gpu_state, has_gpu
 from .power import ina3221_watts, rapl_counters, rapl_joules, rapl_ranges, rapl_zones
 from .raspberry_pi import pmic_watts
@@ -109,8 +109,10 @@ def energy_of(
     """Return the energy of each model, which runs alone for that time, after an idle time.
 
     A meter that shows no power while the machine idles shows nothing at all: then all are None.
-    net_joules_per_run is what is above the idle machine; noise can make it negative.
+    net_joules_per_run is what is above the idle machine; noise can make it negative. Worker threads
+    of the model before are waited for (`rest`), as their power would count for the next reading.
     """
+    rest()
     idle_joules, idle_s = meter(lambda: time.sleep(min(IDLE_S, time_s)))
     if not idle_joules or idle_joules < 0:
         return [None for _ in runs]
@@ -119,6 +121,7 @@ def energy_of(
     for index, run in enumerate(runs):
         sys.stderr.write(json.dumps({"stage": "energy", "model": names[index], "done": 1.0}) + "\n")
         sys.stderr.flush()
+        rest()
         count, joules, seconds = _metered(run, meter, time_s)
         if joules is None:
             found.append(None)

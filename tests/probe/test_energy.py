@@ -45,6 +45,32 @@ def test_energy_per_run_is_told_with_and_without_the_idle_machine() -> None:
     assert first["net_joules_per_run"] * len(called) == pytest.approx(30.0 - 5.0 * 3.0)
 
 
+def test_threads_of_the_model_before_are_not_counted() -> None:
+    def spin(until: float) -> None:
+        while time.perf_counter() < until:
+            pass
+
+    workers: list[threading.Thread] = []
+
+    def run() -> None:
+        """A model whose worker looks for work for a while after its last run."""
+        for worker in workers:
+            worker.join()
+        workers[:] = [threading.Thread(target=spin, args=(time.perf_counter() + 0.1,))]
+        workers[0].start()
+
+    run()
+    spinning: list[bool] = []
+
+    def meter(work: Callable[[], None]) -> tuple[float | None, float]:
+        spinning.append(any(worker.is_alive() for worker in workers))
+        work()
+        return 1.0, 1.0
+
+    energy_of([run, int], ["a", "b"], "rapl", meter, 0.001)
+    assert spinning == [False, False, False]
+
+
 @pytest.mark.parametrize("idle", [0.0, None])
 def test_a_meter_that_shows_nothing_while_idle_is_not_believed(idle: float | None) -> None:
     assert energy_of([int], ["a"], "rapl", fake_meter([(idle, 2.0)]), 0.001) == [None]

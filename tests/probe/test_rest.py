@@ -21,7 +21,7 @@ from prune2deploy.probe.measuring import LOOK_S, Progress, measure, rest
 
 pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
 DATA = np.zeros((1, 3, 16, 16), np.float32)
-BLOCK = bytes(1 << 20)  # hashed without the interpreter's lock
+BLOCK = bytes(1 << 26)  # hashed without the interpreter's lock, far longer than its turns
 
 
 @contextmanager
@@ -35,8 +35,10 @@ def computing(seconds: float) -> Iterator[None]:
 
     thread = threading.Thread(target=work)
     thread.start()
-    yield
-    thread.join()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def test_another_thread_is_waited_for_until_it_ends() -> None:
@@ -72,7 +74,7 @@ def test_the_runtimes_threads_that_look_for_work_are_seen(
 def turns_of(count: int, threads: int) -> list[dict[str, Any]]:
     job = {**COMMON, **ASKS["measure"], "threads": threads}
     job |= {"min_time_s": 0.001, "min_samples": 3, "min_blocks": 4, "turn_s": 0.001}
-    runs = [lambda: None] * count
+    runs = [lambda: time.sleep(0.001)] * count
     return measure(runs, [3] * count, job, Progress(job))
 
 
