@@ -103,9 +103,13 @@ def advice(
         "Let time decide instead of MACs: a budget with latency_ms or speedup prunes where time "
         "is spent."
     )
+    weighed = (
+        f"The budget of time took widths off the step of {step} by their measured times; with "
+        f"round_to: {step} in prune it takes whole steps only."
+    )
     texts = {
         "uneven": by_time if timed else by_macs,
-        "widths": f"Prune again with round_to: {step} in the budget.",
+        "widths": weighed if timed else f"Prune again with round_to: {step} in prune.",
         "not_macs": "Remove whole blocks, or cut the channels that go into these layers: their "
         "time goes with the size of what they read and write.",
         "memory": "Cut the inputs of the layers that are bound by memory, or use smaller images; "

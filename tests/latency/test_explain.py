@@ -161,7 +161,9 @@ def test_widths_off_the_step_take_as_long_as_the_next_step(tmp_path: Path) -> No
         "make 40 channels 48 or 32",
         "make 40 channels in 48 or 32",
     ]
-    assert explanation.actions == ("Prune again with round_to: 16 in the budget.",)
+    assert explanation.actions == ("Prune again with round_to: 16 in prune.",)
+    [action] = planted.explained(step=16, timed=True).actions
+    assert action.startswith("The budget of time took widths off the step of 16")
     assert "most is lost to: widths off the step" in explanation.sentence
     # On the step nothing is lost to widths, and without a step nobody knows.
     assert "widths" not in shown(planted.explained(step=8))
