@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fake_machines import SMI_NEW, jetson_orin_nano, raspberry_pi_5, write, x86_box
+from worker_threads import start_worker
 
 from prune2deploy.probe import energy
 from prune2deploy.probe.energy import counted, energies, energy_of, find_meter, sampled, uses_gpu
@@ -46,18 +47,13 @@ def test_energy_per_run_is_told_with_and_without_the_idle_machine() -> None:
 
 
 def test_threads_of_the_model_before_are_not_counted() -> None:
-    def spin(until: float) -> None:
-        while time.perf_counter() < until:
-            pass
-
     workers: list[threading.Thread] = []
 
     def run() -> None:
         """A model whose worker looks for work for a while after its last run."""
         for worker in workers:
             worker.join()
-        workers[:] = [threading.Thread(target=spin, args=(time.perf_counter() + 0.1,))]
-        workers[0].start()
+        workers[:] = [start_worker(0.1)]
 
     run()
     spinning: list[bool] = []

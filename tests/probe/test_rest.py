@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,26 +13,19 @@ import numpy as np
 import onnxruntime
 import pytest
 from tiny_onnx import ConvModel
+from worker_threads import start_worker
 
 from prune2deploy.probe.job import ASKS, COMMON
 from prune2deploy.probe.measuring import LOOK_S, Progress, measure, rest
 
 pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
 DATA = np.zeros((1, 3, 16, 16), np.float32)
-BLOCK = bytes(1 << 26)  # hashed without the interpreter's lock, far longer than its turns
 
 
 @contextmanager
 def computing(seconds: float) -> Iterator[None]:
     """Have another thread compute for so long."""
-    end = time.perf_counter() + seconds
-
-    def work() -> None:
-        while time.perf_counter() < end:
-            hashlib.sha256(BLOCK)
-
-    thread = threading.Thread(target=work)
-    thread.start()
+    thread = start_worker(seconds)
     try:
         yield
     finally:
