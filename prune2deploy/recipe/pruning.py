@@ -312,7 +312,10 @@ class PruneSection(Section):
                 problems.append((("budget", unit), text))
         if self.budget.timed:
             if search.cost != "latency":
-                text = f"is a time, and the search's cost is {search.cost}: write latency there"
+                text = (
+                    f"is a time, and the search's cost is {search.cost}: write objectives: "
+                    "[accuracy, latency] in prune.search"
+                )
                 problems.append((("budget",), text))
             elif self.budget.on not in (("local",), (search.on,)):
                 text = f"is not the device of the search, {search.on}; leave it out"
